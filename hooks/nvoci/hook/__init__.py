@@ -1,0 +1,1 @@
+"""The hooks: a table of subcommands, one module each, and the machine that runs their operations."""

@@ -1,0 +1,97 @@
+"""What a hook wants done: operations with `describe()`, `execute()`, `undo()`, and the stack they run on.
+
+A hook's `plan()` only makes these objects; everything that changes the container happens in `execute()`, so that
+the operations of several hooks run in order on one stack and the first failure undoes all of them in reverse.
+"""
+
+from __future__ import annotations
+
+from errno import EROFS
+
+from nvoci import log
+from nvoci.errors import HookError, errno_name, hook_error
+from nvoci.hook import watchdog
+from nvoci.linux.staging import Staging
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nvoci.hook.preview import Preview
+    from nvoci.linux.rootfs import Dir
+
+
+class Operation:
+    """One change. `undo()` must cope with an `execute()` that stopped half-way; `describe()` is a verb and objects
+    in container terms, which is also how an error names it."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        """`symlink /usr/lib/libcuda.so -> libcuda.so.1`"""
+        raise NotImplementedError
+
+    def preview(self, view: Preview) -> bool:
+        """For --dry-run: whether there is anything to do, given the operations `view` has seen; tells `view`."""
+        return True
+
+    def execute(self, transaction: Transaction) -> None:
+        """Do it. Raises OSError or HookError."""
+        raise NotImplementedError
+
+    def undo(self) -> None:
+        """Take back whatever `execute()` got done. Raises OSError or HookError."""
+
+
+class Transaction:
+    """The undo stack of one hook process, and the staging directories its operations share."""
+
+    __slots__ = ("_done", "_stagings", "strict")
+
+    def __init__(self, strict: bool = False) -> None:
+        self.strict = strict
+        self._done: list[tuple[str, Operation]] = []
+        self._stagings: dict[Dir, Staging] = {}
+
+    def staging(self, directory: Dir) -> Staging:
+        """The locked temporary directory in `directory`, opened at the first call."""
+        found = self._stagings.get(directory)
+        if found is None:
+            found = self._stagings[directory] = Staging(directory)
+        return found
+
+    def perform(self, hook: str, operation: Operation) -> None:
+        """Execute one operation. A read-only file system is a warning that names what was left out, and an error
+        with `strict`; anything else that fails raises HookError, and the caller undoes."""
+        watchdog.check()
+        self._done.append((hook, operation))
+        try:
+            operation.execute(self)
+        except OSError as e:
+            if e.errno != EROFS or self.strict:
+                raise hook_error(f"{hook}:", operation.describe(), e) from None
+            operation.undo()
+            log.warning(f"{hook}: {operation.describe()}: left out, read-only file system (EROFS)")
+        except HookError as e:
+            raise HookError(f"{hook}: {e.message}", e.hint) from None
+
+    def undo(self) -> None:
+        """Undo everything in reverse; what cannot be undone is logged and does not stop the rest."""
+        while self._done:
+            hook, operation = self._done.pop()
+            try:
+                operation.undo()
+            except HookError as e:
+                log.error(f"{hook}: undo {operation.describe()}: {e.line()}")
+            except OSError as e:
+                log.error(f"{hook}: undo {operation.describe()}: {errno_name(e.errno or 0)}")
+        self.commit()
+
+    def commit(self) -> None:
+        """Forget the undo stack and remove the staging directories, and with them the objects that were replaced."""
+        self._done.clear()
+        for directory, staging in self._stagings.items():
+            try:
+                staging.close()
+            except OSError as e:
+                log.warning(f"remove the staging directory in /{directory.path.decode('utf-8', 'replace').strip('/')}: "
+                            f"{errno_name(e.errno or 0)}; the next run removes it")  # fmt: skip
+        self._stagings.clear()

@@ -1,0 +1,75 @@
+"""Bounded time for one hook process: a clean error first, SIGKILL if that is not possible.
+
+At the deadline (or on SIGTERM, SIGHUP, SIGINT, SIGXCPU) a flag is set, which is looked at between operations, where
+undo is exact. A second later the handler raises wherever the process is, which also ends an interruptible wait. A
+POSIX timer that sends SIGKILL stands behind both, for a wait that only SIGKILL ends (a dead FUSE server).
+"""
+
+from __future__ import annotations
+
+import _signal
+
+from nvoci.errors import HookError
+from nvoci.linux.syscalls import kill_self_at
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+GRACE = 1.0
+KILL_AFTER = 5.0
+_TERMINATING = (_signal.SIGTERM, _signal.SIGHUP, _signal.SIGINT, _signal.SIGXCPU)
+
+_expired = ""
+_seconds = 0.0
+
+
+def start(seconds: float) -> None:
+    """Arm everything; `seconds` is for the whole hook."""
+    global _expired, _seconds
+    _expired = ""
+    _seconds = seconds
+    _signal.signal(_signal.SIGALRM, _on_alarm)
+    for number in _TERMINATING:
+        _signal.signal(number, _on_terminate)
+    _signal.setitimer(_signal.ITIMER_REAL, seconds, GRACE)
+    try:
+        kill_self_at(seconds + KILL_AFTER)
+    except OSError:
+        pass  # no POSIX timers here (a seccomp profile): the runtime's timeout remains
+
+
+def stop() -> None:
+    """No more interruptions: what follows is undo or commit. The SIGKILL behind stays armed."""
+    _signal.setitimer(_signal.ITIMER_REAL, 0)
+    for number in (_signal.SIGALRM, *_TERMINATING):
+        _signal.signal(number, _signal.SIG_IGN)
+
+
+def check() -> None:
+    """Raise HookError if time is up or the process was told to end."""
+    if _expired:
+        raise _error()
+
+
+def remaining_default() -> float:
+    """The seconds given to `start`, for a helper's own, shorter deadline."""
+    return _seconds
+
+
+def _error() -> HookError:
+    return HookError(f"hook: {_expired}", "everything was undone; see the log for what it waited for")
+
+
+def _on_alarm(number: int, frame: FrameType | None) -> None:
+    global _expired
+    if _expired:
+        raise _error()
+    _expired = f"not finished after {_seconds:g} s"
+
+
+def _on_terminate(number: int, frame: FrameType | None) -> None:
+    global _expired
+    if not _expired:
+        _expired = f"ended by signal {number}"
+        _signal.setitimer(_signal.ITIMER_REAL, GRACE, GRACE)

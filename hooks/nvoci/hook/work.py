@@ -1,0 +1,182 @@
+"""Carry out the prepared hooks on one container: enter it, plan and execute each in order, commit or undo."""
+
+from __future__ import annotations
+
+import posix
+import select
+import sys
+import time
+
+from nvoci.errors import FAILED, OK, HookError, hook_error
+from nvoci.hook import enter, process, watchdog
+from nvoci.hook.container import OUTSIDE, Container
+from nvoci.hook.operation import Transaction
+from nvoci.linux import abi, procfs
+from nvoci.linux.rootfs import Rootfs
+from nvoci.linux.syscalls import prctl
+from nvoci.oci import state as oci_state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from nvoci.hook.operation import Operation
+    from nvoci.hook.settings import Settings
+    from nvoci.oci.state import State
+
+    # One hook that has something to do: its name, its module's plan(), what its prepare() returned.
+    Step = tuple[str, Callable[[Any, Container], list[Operation]], object]
+
+_SIGKILL, _SIGTERM = 9, 15
+_MESSAGE_MAX = 1 << 16
+
+
+def work(steps: list[Step], container_spec: str, settings: Settings, dry_run: bool) -> int:
+    """Read the state, then do it. Returns the exit status; raises HookError."""
+    state = oci_state.read(container_spec)
+    path = oci_state.rootfs_path(state)
+    procfs.handle()
+    if dry_run:
+        __import__("nvoci.hook.preview")  # before imports are sealed; 0.1 ms that a start does not need
+    place = enter.locate(state.pid)
+    process.seal_imports()
+    job = _Job(steps, state, path, place, settings, dry_run)
+    if place.where == OUTSIDE:
+        return _in_worker(job)
+    watchdog.start(settings.timeout)
+    return job.run()
+
+
+class _Job:
+    """What has to be done in the container's mount namespace."""
+
+    __slots__ = ("dry_run", "path", "place", "settings", "state", "steps")
+
+    def __init__(
+        self, steps: list[Step], state: State, path: str, place: enter.Place, settings: Settings, dry_run: bool
+    ) -> None:
+        self.steps = steps
+        self.state = state
+        self.path = path
+        self.place = place
+        self.settings = settings
+        self.dry_run = dry_run
+
+    def run(self) -> int:
+        """In the right namespace: the root is opened here, after entering, so that it can be mounted on."""
+        rootfs = Rootfs.open(self.path)
+        container = Container(rootfs, self.place.where, self.state, self.settings)
+        if self.dry_run:
+            return self._preview(container)
+        transaction = Transaction(self.settings.strict)
+        try:
+            for step in self.steps:
+                for operation in self._plan(step, container):
+                    transaction.perform(step[0], operation)
+            watchdog.check()
+            self.place.check_alive()
+        except BaseException:
+            watchdog.stop()
+            transaction.undo()
+            raise
+        watchdog.stop()
+        transaction.commit()
+        return OK
+
+    def _plan(self, step: Step, container: Container) -> list[Operation]:
+        name, plan, prepared = step
+        try:
+            return plan(prepared, container)
+        except OSError as e:
+            raise hook_error(f"{name}: plan", e.filename or "", e) from None
+        except HookError as e:
+            if e.message.startswith(name):
+                raise
+            raise HookError(f"{name}: {e.message}", e.hint) from None
+
+    def _preview(self, container: Container) -> int:
+        view = sys.modules["nvoci.hook.preview"].Preview(container.rootfs)
+        for step in self.steps:
+            for operation in self._plan(step, container):
+                if operation.preview(view):
+                    sys.stdout.write(f"{step[0]}: {operation.describe()}\n")
+        return OK
+
+
+def _in_worker(job: _Job) -> int:
+    """Fork, let the child enter the namespace and work, and report what it says. The parent never enters."""
+    read_end, write_end = posix.pipe2(posix.O_CLOEXEC)
+    sys.stdout.flush()
+    parent = posix.getpid()
+    pid = posix.fork()
+    if pid == 0:
+        posix.close(read_end)
+        _worker(job, write_end, parent)
+    posix.close(write_end)
+    # The worker's own deadline comes first; this is for one that cannot even be interrupted.
+    watchdog.start(job.settings.timeout + watchdog.GRACE + 1)
+    report = _collect(pid, read_end, job.settings.timeout)
+    watchdog.stop()
+    code, _, rest = report.partition("\0")
+    message, _, hint = rest.partition("\0")
+    if not code.isdigit():
+        raise HookError("hook: the worker in the container's mount namespace died", "see the kernel's log; run again")
+    if message:
+        raise HookError(message, hint)
+    return int(code)
+
+
+def _worker(job: _Job, write_end: int, parent: int) -> None:
+    """The forked child: dies with its parent, reports in one write, never returns."""
+    report = f"{FAILED}\0hook: internal error\0please report it"
+    try:
+        prctl(abi.PR_SET_PDEATHSIG, _SIGKILL)
+        if posix.getppid() != parent:
+            posix._exit(FAILED)
+        watchdog.start(job.settings.timeout)
+        job.place.enter()
+        report = f"{job.run()}\0\0"
+    except HookError as e:
+        report = f"{FAILED}\0{e.message}\0{e.hint}"
+    except OSError as e:
+        error = hook_error("hook", e.filename or "", e)
+        report = f"{FAILED}\0{error.message}\0{error.hint}"
+    except BaseException as e:  # noqa: BLE001  # whatever it was, the parent must hear of it
+        report = f"{FAILED}\0hook: internal error: {type(e).__name__}: {e}\0please report it"
+    finally:
+        posix.write(write_end, report.encode("utf-8", "backslashreplace")[:_MESSAGE_MAX])
+        process.finish(OK)
+
+
+def _collect(pid: int, read_end: int, seconds: float) -> str:
+    """Read the report until end of file, within the deadline; the worker is gone when this returns."""
+    data = b""
+    deadline = time.monotonic() + seconds + watchdog.GRACE + 1
+    told = False
+    try:
+        while len(data) <= _MESSAGE_MAX:
+            left = deadline - time.monotonic()
+            try:
+                watchdog.check()
+                ready = left > 0 and bool(select.select([read_end], [], [], min(left, 1.0))[0])
+            except HookError:
+                if told:
+                    break
+                told = True  # we were told to end: so is the worker, which then undoes and reports
+                posix.kill(pid, _SIGTERM)
+                deadline = time.monotonic() + 2 * watchdog.GRACE + 1
+                continue
+            if ready:
+                chunk = posix.read(read_end, 1 << 12)
+                if not chunk:
+                    break
+                data += chunk
+            elif left <= 0:
+                raise HookError(f"hook: not finished after {seconds:g} s, and killed", "see what the container's "
+                                "file systems wait for; a rerun completes it")  # fmt: skip
+    finally:
+        posix.close(read_end)
+        posix.kill(pid, _SIGKILL)
+        posix.waitpid(pid, 0)
+    return data.decode("utf-8", "replace")

@@ -1,0 +1,240 @@
+"""`Rootfs`: the container's root, by handle. The only way to a path below it.
+
+Performance contract: a directory is resolved once per hook process and its handle kept (at most MAX_HANDLES open),
+so that 1,000 links in one directory cost one lookup. Every name given here is hostile; nothing here takes a path
+of the host but `Rootfs.open`. Methods raise OSError with the path below the root as filename.
+"""
+
+from __future__ import annotations
+
+import posix
+import sys
+from _stat import S_ISDIR, S_ISLNK, S_ISREG
+from errno import E2BIG, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ESTALE
+
+from nvoci.errors import HookError, hook_error
+from nvoci.linux import procfs
+from nvoci.linux.fd import Fd, read_at_most
+from nvoci.linux.lookup import lookup
+
+MAX_HANDLES = 64
+MAX_ENTRIES = 1_000_000
+_DIRECTORY = posix.O_DIRECTORY | posix.O_CLOEXEC
+
+
+def fsencode(name: str) -> bytes:
+    """os.fsencode: the bytes that Python decoded `name` from."""
+    return name.encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+
+
+def split(unsafe_path: bytes) -> tuple[bytes, bytes]:
+    """(directory, last component) of a path below the root. Raises OSError(EINVAL) where there is no last component."""
+    directory, _, name = unsafe_path.rstrip(b"/").rpartition(b"/")
+    if name in (b"", b".", b"..") or b"\0" in unsafe_path:
+        raise OSError(EINVAL, "no file name", unsafe_path)
+    return directory, name
+
+
+class Dir:
+    """A directory below the root. `fileno()` opens it again if its handle was closed meanwhile, and then insists on
+    the same inode, so one path never means two directories."""
+
+    __slots__ = ("_fd", "_identity", "_rootfs", "path")
+
+    def __init__(self, rootfs: Rootfs, path: bytes, fd: int) -> None:
+        self._rootfs = rootfs
+        self.path = path
+        self._fd = fd
+        st = posix.fstat(fd)
+        self._identity = (st.st_dev, st.st_ino)
+
+    def fileno(self) -> int:
+        """An O_PATH descriptor, owned by this object."""
+        if self._fd < 0:
+            fd = lookup(self._rootfs.fileno(), self.path, posix.O_DIRECTORY)
+            st = posix.fstat(fd)
+            if (st.st_dev, st.st_ino) != self._identity:
+                posix.close(fd)
+                raise OSError(ESTALE, "replaced by another directory", self.path)
+            self._fd = fd
+            self._rootfs.keep(self)
+        return self._fd
+
+    def release(self) -> None:
+        """Close the handle; the directory stays usable."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            posix.close(fd)
+
+
+class Made:
+    """Directories made on the way to one path, innermost last, so that undo can take them away again."""
+
+    __slots__ = ("_steps",)
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Dir, bytes, tuple[int, int]]] = []
+
+    def add(self, parent: Dir, name: bytes, st: posix.stat_result) -> None:
+        """Remember `name` in `parent` as made by us."""
+        self._steps.append((parent, name, (st.st_dev, st.st_ino)))
+
+    def undo(self) -> None:
+        """Remove those that are still ours and empty."""
+        while self._steps:
+            parent, name, identity = self._steps.pop()
+            try:
+                st = posix.stat(name, dir_fd=parent.fileno(), follow_symlinks=False)
+                if (st.st_dev, st.st_ino) == identity:
+                    posix.rmdir(name, dir_fd=parent.fileno())
+            except OSError:
+                continue  # gone, or filled by somebody else: theirs now
+
+
+class Rootfs:
+    """A container's root directory, opened once."""
+
+    __slots__ = ("_dirs", "_fd", "_open", "name")
+
+    def __init__(self, fd: Fd, name: str) -> None:
+        self._fd = fd
+        self.name = name
+        self._dirs: dict[bytes, Dir] = {}
+        self._open: list[Dir] = []
+
+    @classmethod
+    def open(cls, path: str) -> Rootfs:
+        """Open the root by its host path; the string survives only for messages. Raises HookError."""
+        if not path.startswith("/"):
+            raise HookError(f"open rootfs `{path}`: not an absolute path", "check `root` in the container's state")
+        try:
+            fd = Fd(posix.open(path, posix.O_PATH | _DIRECTORY))
+        except (OSError, ValueError) as e:
+            error = e if isinstance(e, OSError) else OSError(EINVAL, str(e))
+            raise hook_error("open rootfs", path, error, "check `root` of the state, and `bundle`") from None
+        here, host = fd.stat(), posix.stat("/")
+        if (here.st_dev, here.st_ino) == (host.st_dev, host.st_ino):
+            fd.close()
+            raise HookError(f"open rootfs `{path}`: is the host's own root", "give the container a root of its own")
+        return cls(fd, path)
+
+    def fileno(self) -> int:
+        """The O_PATH descriptor of the root, owned by this object."""
+        return self._fd.fileno()
+
+    def close(self) -> None:
+        """Close the root and every directory handle below it."""
+        for d in self._open:
+            d.release()
+        self._open.clear()
+        self._dirs.clear()
+        self._fd.close()
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def lookup(self, unsafe_path: bytes, flags: int = 0) -> Fd:
+        """An O_PATH descriptor of any object; flags as in `nvoci.linux.lookup`."""
+        return Fd(lookup(self.fileno(), unsafe_path, flags))
+
+    def stat(self, unsafe_path: bytes) -> posix.stat_result:
+        """stat(2) inside the root."""
+        with self.lookup(unsafe_path) as fd:
+            return fd.stat()
+
+    def lstat(self, unsafe_path: bytes) -> posix.stat_result:
+        """lstat(2) inside the root."""
+        with self.lookup(unsafe_path, posix.O_NOFOLLOW) as fd:
+            return fd.stat()
+
+    def readlink(self, unsafe_path: bytes) -> bytes:
+        """readlink(2) inside the root; EINVAL where it is not a link."""
+        with self.lookup(unsafe_path, posix.O_NOFOLLOW) as fd:
+            if not S_ISLNK(fd.stat().st_mode):
+                raise OSError(EINVAL, "not a symbolic link", unsafe_path)
+            return posix.readlink(b"", dir_fd=fd.fileno())
+
+    def exists(self, unsafe_path: bytes) -> bool:
+        """Whether `unsafe_path` resolves to something inside the root; other errors than absence are raised."""
+        try:
+            self.lookup(unsafe_path).close()
+        except OSError as e:
+            if e.errno in (ENOENT, ENOTDIR, ELOOP):
+                return False
+            raise
+        return True
+
+    def open_file(self, unsafe_path: bytes, flags: int = 0) -> Fd:
+        """A regular file, open for reading. The type is checked on the handle before anything is opened for I/O, so
+        a FIFO, device or socket is never touched: EISDIR or EINVAL."""
+        with self.lookup(unsafe_path, flags) as handle:
+            mode = handle.stat().st_mode
+            if not S_ISREG(mode):
+                raise OSError(EISDIR if S_ISDIR(mode) else EINVAL, "not a regular file", unsafe_path)
+            return Fd(procfs.reopen(handle.fileno(), posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY))
+
+    def read_file(self, unsafe_path: bytes, limit: int) -> bytes:
+        """The whole of a regular file of at most `limit` bytes; EFBIG beyond."""
+        with self.open_file(unsafe_path) as fd:
+            return read_at_most(fd.fileno(), limit)
+
+    def list(self, unsafe_path: bytes, limit: int = MAX_ENTRIES) -> list[bytes]:
+        """The names in a directory, unsorted; E2BIG where there are more than `limit`."""
+        with self.lookup(unsafe_path, posix.O_DIRECTORY) as handle:
+            fd = procfs.reopen(handle.fileno(), posix.O_RDONLY | posix.O_DIRECTORY)
+        try:
+            names: list[bytes] = []
+            with posix.scandir(fd) as entries:
+                for entry in entries:
+                    names.append(fsencode(entry.name))
+                    if len(names) > limit:
+                        raise OSError(E2BIG, f"more than {limit} entries", unsafe_path)
+            return names
+        finally:
+            posix.close(fd)
+
+    # -- directories to act in ----------------------------------------------------------------------------------
+
+    def dir(self, unsafe_path: bytes) -> Dir:
+        """An existing directory, resolved at the first call and kept."""
+        known = self._dirs.get(unsafe_path)
+        if known is None:
+            known = Dir(self, unsafe_path, lookup(self.fileno(), unsafe_path, posix.O_DIRECTORY))
+            self._dirs[unsafe_path] = known
+            self.keep(known)
+        return known
+
+    def mkdirs(self, unsafe_path: bytes, mode: int, made: Made) -> Dir:
+        """`dir()`, making what is missing with exactly `mode`. `made` is told of each new directory as it is made.
+
+        Missing components are made one by one on handles, never through a link: a dangling link in the way is
+        ENOTDIR, `..` below a missing directory is ENOENT.
+        """
+        try:
+            return self.dir(unsafe_path)
+        except FileNotFoundError:
+            parent_path, name = split(unsafe_path)
+        parent = self.mkdirs(parent_path, mode, made)
+        try:
+            posix.mkdir(name, 0o700, dir_fd=parent.fileno())
+            fresh = True
+        except FileExistsError:
+            fresh = False  # made meanwhile, or a dangling link, which the next line refuses
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, unsafe_path) from None
+        try:
+            fd = posix.open(name, posix.O_PATH | _DIRECTORY | posix.O_NOFOLLOW, dir_fd=parent.fileno())
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, unsafe_path) from None
+        directory = Dir(self, unsafe_path, fd)
+        self._dirs[unsafe_path] = directory
+        self.keep(directory)
+        if fresh:
+            made.add(parent, name, posix.fstat(fd))
+            posix.chmod(procfs.fd_path(fd), mode, dir_fd=procfs.handle())  # mkdir's mode is cut by the umask
+        return directory
+
+    def keep(self, directory: Dir) -> None:
+        """Count an open handle; the oldest is released beyond MAX_HANDLES."""
+        self._open.append(directory)
+        if len(self._open) > MAX_HANDLES:
+            self._open.pop(0).release()

@@ -1,0 +1,40 @@
+"""The few fields of a bundle's config.json that hooks read (OCI runtime spec, "Configuration").
+
+Other fields are not looked at, so a config that is odd elsewhere is no obstacle. One read, one handle: the file is
+trusted for what it says because the runtime wrote it, so another owner, or a file others can write, is refused.
+"""
+
+from __future__ import annotations
+
+from nvoci.errors import HookError, printable
+from nvoci.jsonfile import load_object, read_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MAX_CONFIG = 16 << 20
+_HINT = "check the bundle that the runtime made"
+
+
+def load(bundle: str) -> dict[str, Any]:
+    """`<bundle>/config.json` as an object. Raises HookError."""
+    path = f"{bundle}/config.json"
+    data = read_file(path, MAX_CONFIG, "read config", refuse_mode=0o002)
+    return load_object(data, "read config", path, _HINT)
+
+
+def root_path(bundle: str) -> str:
+    """`root.path`, or "" where there is none."""
+    root = load(bundle).get("root")
+    path = root.get("path", "") if isinstance(root, dict) else ""
+    if not isinstance(path, str) or "\0" in path:
+        raise HookError(f"read config {printable(bundle)}/config.json: `root.path` is not a path", _HINT)
+    return path
+
+
+def mount_label(config: dict[str, Any]) -> str:
+    """`linux.mountLabel`: the SELinux context of the container's mounts, or ""."""
+    linux = config.get("linux")
+    label = linux.get("mountLabel", "") if isinstance(linux, dict) else ""
+    return label if isinstance(label, str) else ""
