@@ -51,6 +51,7 @@ _HINTS = {
     _errno.ELOOP: "a symbolic link loops, or leads through a /proc magic link, which is not followed",
     _errno.ENOTDIR: "a component of the path is not a directory",
     _errno.EISDIR: "a directory is in the way, and is never removed",
+    _errno.EBUSY: "a mount point is in the way",
     _errno.EEXIST: "something else is in the way",
     _errno.ENAMETOOLONG: "the path, or a component of it, is too long",
     _errno.EPERM: "check the hook's capabilities, the file's attributes and the security module's log",

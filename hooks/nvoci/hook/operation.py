@@ -9,9 +9,9 @@ from __future__ import annotations
 from errno import EROFS
 
 from nvoci import log
-from nvoci.errors import HookError, errno_name, hook_error
+from nvoci.errors import HookError, errno_name, hook_error, printable
 from nvoci.hook import watchdog
-from nvoci.linux.staging import Staging
+from nvoci.linux.staging import Staging, sweep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,18 +44,25 @@ class Operation:
 class Transaction:
     """The undo stack of one hook process, and the staging directories its operations share."""
 
-    __slots__ = ("_done", "_stagings", "strict")
+    __slots__ = ("_done", "_stagings", "_visited", "strict")
 
     def __init__(self, strict: bool = False) -> None:
         self.strict = strict
         self._done: list[tuple[str, Operation]] = []
-        self._stagings: dict[Dir, Staging] = {}
+        self._stagings: dict[tuple[int, int], Staging] = {}
+        self._visited: set[tuple[int, int]] = set()
+
+    def visit(self, directory: Dir) -> None:
+        """To be told of every directory an operation works in: leftovers of a killed run are cleared, once."""
+        if directory.identity not in self._visited:
+            self._visited.add(directory.identity)
+            sweep(directory)
 
     def staging(self, directory: Dir) -> Staging:
         """The locked temporary directory in `directory`, opened at the first call."""
-        found = self._stagings.get(directory)
+        found = self._stagings.get(directory.identity)
         if found is None:
-            found = self._stagings[directory] = Staging(directory)
+            found = self._stagings[directory.identity] = Staging(directory)
         return found
 
     def perform(self, hook: str, operation: Operation) -> None:
@@ -74,24 +81,29 @@ class Transaction:
             raise HookError(f"{hook}: {e.message}", e.hint) from None
 
     def undo(self) -> None:
-        """Undo everything in reverse; what cannot be undone is logged and does not stop the rest."""
+        """Undo everything in reverse; what cannot be undone is logged and does not stop the rest, and the staging
+        directories are then left as they are, since an object of the image may lie there."""
+        clean = True
         while self._done:
             hook, operation = self._done.pop()
             try:
                 operation.undo()
             except HookError as e:
                 log.error(f"{hook}: undo {operation.describe()}: {e.line()}")
+                clean = False
             except OSError as e:
                 log.error(f"{hook}: undo {operation.describe()}: {errno_name(e.errno or 0)}")
-        self.commit()
+                clean = False
+        if clean:
+            self.commit()
 
     def commit(self) -> None:
         """Forget the undo stack and remove the staging directories, and with them the objects that were replaced."""
         self._done.clear()
-        for directory, staging in self._stagings.items():
+        for staging in self._stagings.values():
             try:
                 staging.close()
             except OSError as e:
-                log.warning(f"remove the staging directory in /{directory.path.decode('utf-8', 'replace').strip('/')}: "
+                log.warning(f"remove the staging directory in /{printable(staging.directory.path).strip('/')}: "
                             f"{errno_name(e.errno or 0)}; the next run removes it")  # fmt: skip
         self._stagings.clear()

@@ -61,6 +61,7 @@ class MakeLink(Operation):
         except FileNotFoundError:
             self._made = Made()
             self._dir = self.rootfs.mkdirs(directory, self.mode, self._made)
+        transaction.visit(self._dir)
         try:
             posix.symlink(self.target, self._name, dir_fd=self._dir.fileno())
             self._new = True
@@ -130,6 +131,7 @@ class WriteFile(Operation):
     def execute(self, transaction: Transaction) -> None:
         directory_path, name = split(self.path)
         directory = self.rootfs.mkdirs(directory_path, self.dir_mode, self._made)
+        transaction.visit(directory)
         if self._is_right(directory, name):
             return
         staging = transaction.staging(directory)
@@ -179,6 +181,7 @@ class RemoveFile(Operation):
         directory_path, name = split(self.path)
         try:
             directory = self.rootfs.dir(directory_path)
+            transaction.visit(directory)
             mode = posix.stat(name, dir_fd=directory.fileno(), follow_symlinks=False).st_mode
         except (FileNotFoundError, NotADirectoryError):
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import posix
 import sys
+from _stat import S_IMODE, S_ISDIR, S_ISVTX
 
 from nvoci.errors import HookError
 from nvoci.linux import abi
@@ -25,6 +26,7 @@ def start() -> dict[bytes, bytes]:
     environment as it was. Raises HookError."""
     if not sys.flags.isolated:
         raise HookError("start: the interpreter is not isolated", "start the program by its own file, which has -I")
+    _check_own_files()
     _standard_fds()
     _close_foreign()
     prctl(abi.PR_SET_DUMPABLE, 0)
@@ -36,6 +38,22 @@ def start() -> dict[bytes, bytes]:
     posix.environ.clear()
     posix.chdir(b"/")
     return env
+
+
+def _check_own_files() -> None:
+    """Refuse to run from files that anybody but root can change (12 us)."""
+    package = __file__.rpartition("/hook/")[0]
+    own = [f"{package}/{room}" for room in ("hook", "linux", "oci", "hook/main.py")]
+    while package:
+        own.append(package)
+        package = package.rpartition("/")[0]
+    for path in own:
+        st = posix.stat(path)
+        others = 0o022 if st.st_gid else 0o002
+        sticky = S_ISDIR(st.st_mode) and st.st_mode & S_ISVTX
+        if st.st_uid != 0 or (st.st_mode & others and not sticky):
+            raise HookError(f"start: {path}: owned by uid {st.st_uid}, mode {S_IMODE(st.st_mode):04o}",
+                            "what a hook runs from must belong to root and be writable by nobody else")  # fmt: skip
 
 
 def dangerous(env: dict[bytes, bytes]) -> list[bytes]:

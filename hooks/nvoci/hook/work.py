@@ -7,6 +7,7 @@ import select
 import sys
 import time
 
+from nvoci import log
 from nvoci.errors import FAILED, OK, HookError, hook_error
 from nvoci.hook import enter, process, watchdog
 from nvoci.hook.container import OUTSIDE, Container
@@ -40,8 +41,8 @@ def work(steps: list[Step], container_spec: str, settings: Settings, dry_run: bo
     if dry_run:
         __import__("nvoci.hook.preview")  # before imports are sealed; 0.1 ms that a start does not need
     place = enter.locate(state.pid)
-    process.seal_imports()
     job = _Job(steps, state, path, place, settings, dry_run)
+    process.seal_imports()
     if place.where == OUTSIDE:
         return _in_worker(job)
     watchdog.start(settings.timeout)
@@ -51,7 +52,7 @@ def work(steps: list[Step], container_spec: str, settings: Settings, dry_run: bo
 class _Job:
     """What has to be done in the container's mount namespace."""
 
-    __slots__ = ("dry_run", "path", "place", "settings", "state", "steps")
+    __slots__ = ("dry_run", "mount_label", "path", "place", "settings", "state", "steps")
 
     def __init__(
         self, steps: list[Step], state: State, path: str, place: enter.Place, settings: Settings, dry_run: bool
@@ -62,11 +63,12 @@ class _Job:
         self.place = place
         self.settings = settings
         self.dry_run = dry_run
+        self.mount_label = _mount_label(state.bundle)
 
     def run(self) -> int:
         """In the right namespace: the root is opened here, after entering, so that it can be mounted on."""
         rootfs = Rootfs.open(self.path)
-        container = Container(rootfs, self.place.where, self.state, self.settings)
+        container = Container(rootfs, self.place.where, self.state, self.settings, self.mount_label)
         if self.dry_run:
             return self._preview(container)
         transaction = Transaction(self.settings.strict)
@@ -102,6 +104,21 @@ class _Job:
                 if operation.preview(view):
                     sys.stdout.write(f"{step[0]}: {operation.describe()}\n")
         return OK
+
+
+def _mount_label(bundle: str) -> str:
+    """The SELinux context for what is mounted into the container; "" where SELinux is off or none is configured."""
+    try:
+        posix.stat("/sys/fs/selinux/enforce")
+    except OSError:
+        return ""
+    from nvoci.oci import config
+
+    try:
+        return config.mount_label(config.load(bundle)) if bundle else ""
+    except HookError as e:
+        log.info("no mount label", reason=e.line())
+        return ""
 
 
 def _in_worker(job: _Job) -> int:

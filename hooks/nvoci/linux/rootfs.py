@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import posix
 import sys
-from _stat import S_ISDIR, S_ISLNK, S_ISREG
+from _stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
 from errno import E2BIG, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ESTALE
 
 from nvoci.errors import HookError, hook_error
@@ -39,21 +39,21 @@ class Dir:
     """A directory below the root. `fileno()` opens it again if its handle was closed meanwhile, and then insists on
     the same inode, so one path never means two directories."""
 
-    __slots__ = ("_fd", "_identity", "_rootfs", "path")
+    __slots__ = ("_fd", "_rootfs", "identity", "path")
 
     def __init__(self, rootfs: Rootfs, path: bytes, fd: int) -> None:
         self._rootfs = rootfs
         self.path = path
         self._fd = fd
         st = posix.fstat(fd)
-        self._identity = (st.st_dev, st.st_ino)
+        self.identity = (st.st_dev, st.st_ino)
 
     def fileno(self) -> int:
         """An O_PATH descriptor, owned by this object."""
         if self._fd < 0:
             fd = lookup(self._rootfs.fileno(), self.path, posix.O_DIRECTORY)
             st = posix.fstat(fd)
-            if (st.st_dev, st.st_ino) != self._identity:
+            if (st.st_dev, st.st_ino) != self.identity:
                 posix.close(fd)
                 raise OSError(ESTALE, "replaced by another directory", self.path)
             self._fd = fd
@@ -209,28 +209,43 @@ class Rootfs:
         Missing components are made one by one on handles, never through a link: a dangling link in the way is
         ENOTDIR, `..` below a missing directory is ENOENT.
         """
+        missing: list[bytes] = []
+        path = unsafe_path
+        while True:
+            try:
+                directory = self.dir(path)
+                break
+            except FileNotFoundError:
+                path, name = split(path)
+                missing.append(name)
+        while missing:
+            name = missing.pop()
+            path = path + b"/" + name
+            directory = self._mkdir(directory, name, path, mode, made)
+        return directory
+
+    def _mkdir(self, parent: Dir, name: bytes, path: bytes, mode: int, made: Made) -> Dir:
+        """One missing directory, or the one that somebody else made meanwhile."""
         try:
-            return self.dir(unsafe_path)
-        except FileNotFoundError:
-            parent_path, name = split(unsafe_path)
-        parent = self.mkdirs(parent_path, mode, made)
-        try:
-            posix.mkdir(name, 0o700, dir_fd=parent.fileno())
+            # Made with its final mode, so that a kill leaves nothing half-done; a hook's umask is 0.
+            posix.mkdir(name, mode, dir_fd=parent.fileno())
             fresh = True
         except FileExistsError:
-            fresh = False  # made meanwhile, or a dangling link, which the next line refuses
+            fresh = False  # or a dangling link, which the next line refuses
         except OSError as e:
-            raise OSError(e.errno, e.strerror, unsafe_path) from None
+            raise OSError(e.errno, e.strerror, path) from None
         try:
             fd = posix.open(name, posix.O_PATH | _DIRECTORY | posix.O_NOFOLLOW, dir_fd=parent.fileno())
         except OSError as e:
-            raise OSError(e.errno, e.strerror, unsafe_path) from None
-        directory = Dir(self, unsafe_path, fd)
-        self._dirs[unsafe_path] = directory
+            raise OSError(e.errno, e.strerror, path) from None
+        directory = Dir(self, path, fd)
+        self._dirs[path] = directory
         self.keep(directory)
         if fresh:
-            made.add(parent, name, posix.fstat(fd))
-            posix.chmod(procfs.fd_path(fd), mode, dir_fd=procfs.handle())  # mkdir's mode is cut by the umask
+            st = posix.fstat(fd)
+            made.add(parent, name, st)
+            if S_IMODE(st.st_mode) & 0o777 != mode:
+                posix.chmod(procfs.fd_path(fd), mode, dir_fd=procfs.handle())
         return directory
 
     def keep(self, directory: Dir) -> None:

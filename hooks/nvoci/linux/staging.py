@@ -146,6 +146,19 @@ class Replaced:
             posix.rename(self._name, self._temporary, src_dir_fd=there, dst_dir_fd=here)
 
 
+def sweep(directory: Dir) -> None:
+    """Remove what a killed run left in `directory`; what a live one holds is left alone. One stat(2) otherwise."""
+    try:
+        posix.stat(NAME, dir_fd=directory.fileno(), follow_symlinks=False)
+        fd = _try_lock(directory, NAME)
+        if fd is not None:
+            with fd:
+                _empty(fd.fileno())
+                posix.rmdir(NAME, dir_fd=directory.fileno())
+    except OSError:
+        return  # none there; or not ours, and then it stays
+
+
 def rename_noreplace(olddirfd: int, old: bytes, newdirfd: int, new: bytes) -> None:
     """renameat2(RENAME_NOREPLACE); a hard link and an unlink where the file system has no such flag."""
     try:

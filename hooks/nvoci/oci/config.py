@@ -14,14 +14,19 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_CONFIG = 16 << 20
+_loaded: dict[str, dict[str, Any]] = {}
 _HINT = "check the bundle that the runtime made"
 
 
 def load(bundle: str) -> dict[str, Any]:
-    """`<bundle>/config.json` as an object. Raises HookError."""
+    """`<bundle>/config.json` as an object, read once in a process. Raises HookError."""
+    known = _loaded.get(bundle)
+    if known is not None:
+        return known
     path = f"{bundle}/config.json"
     data = read_file(path, MAX_CONFIG, "read config", refuse_mode=0o002)
-    return load_object(data, "read config", path, _HINT)
+    _loaded[bundle] = load_object(data, "read config", path, _HINT)
+    return _loaded[bundle]
 
 
 def root_path(bundle: str) -> str:

@@ -42,6 +42,9 @@ def read(container_spec: str = "") -> State:
     """The state from stdin, or from the file `container_spec` (`-` and "" mean stdin). Raises HookError."""
     if container_spec in ("", "-"):
         return parse(read_stdin(READ_SECONDS))
+    if not container_spec.startswith("/"):
+        # Under runc the working directory of a createContainer hook is the container's root.
+        raise HookError(f"read state {printable(container_spec)}: not an absolute path", "name the file from / on")
     return parse(read_file(container_spec, MAX_STATE, "read state"))
 
 
