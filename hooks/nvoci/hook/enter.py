@@ -55,7 +55,7 @@ def locate(pid: int | None) -> Place:
     if own_host_pid != posix.getpid():
         return Place(INSIDE)  # we are in a pid namespace below the one of /proc: the runtime's init called us
     if pid in (None, 0):
-        return Place(HOST if _is_host_mnt(procfs.ns_id(b"self/ns/mnt")) else INSIDE)
+        return Place(INSIDE if _entered_mnt(procfs.ns_id(b"self/ns/mnt")) else HOST)
     if pid in (1, own_host_pid):
         raise HookError(f"read state: pid {pid} is {'the init of the host' if pid == 1 else 'the hook itself'}",
                         "the runtime must give the container's process")  # fmt: skip
@@ -70,11 +70,24 @@ def _own_pid() -> int:
                         "the procfs at /proc does not cover this process") from None  # fmt: skip
 
 
+def _entered_mnt(mnt: tuple[int, int]) -> bool:
+    """Whether our mount namespace is another than that of the processes we come from, the runtime among them. One
+    we may not look at is another: we are then in a user namespace of a container."""
+    if _is_host_mnt(mnt):
+        return False
+    try:
+        return any(procfs.ns_id(b"%d/ns/mnt" % pid) != mnt for pid in _ancestors())
+    except FileNotFoundError:
+        return False  # the runtime went away
+    except OSError:
+        return True
+
+
 def _is_host_mnt(mnt: tuple[int, int]) -> bool:
     try:
         return mnt == procfs.ns_id(b"1/ns/mnt")
     except OSError:
-        return False  # not ours to look at: we are in a user namespace of a container
+        return False  # not ours to look at
 
 
 def _locate_process(pid: int) -> Place:
@@ -91,10 +104,12 @@ def _locate_process(pid: int) -> Place:
         mnt = Fd(posix.open(b"ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=dirfd))
         theirs, ours = mnt.stat(), procfs.ns_id(b"self/ns/mnt")
         if (theirs.st_dev, theirs.st_ino) == ours:
-            if _is_host_mnt(ours):
+            # createContainer of a container that shares the host's pid namespace: runc's init, whom the state
+            # names, has started us. Anybody else in our mount namespace is a process of the host.
+            if _is_host_mnt(ours) or pid not in _ancestors():
                 raise HookError(f"read state: pid {pid} is in the host's mount namespace",
                                 "the pid was reused, or the container has no mount namespace of its own")  # fmt: skip
-            return Place(INSIDE)  # createContainer of a container that shares the host's pid namespace
+            return Place(INSIDE)
         if not _belongs_to_container(dirfd, parent):
             raise HookError(f"read state: pid {pid} is a process of the host, not of a container",
                             "the container's process is gone and its pid was reused")  # fmt: skip

@@ -1,0 +1,87 @@
+"""What a hook process really imports, in a fresh interpreter: its own hot modules and the hot list."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from static.layering import HOT_IMPORTS, is_hot
+
+from nvoci.hook import table
+
+HOOKS = Path(__file__).resolve().parents[2] / "hooks"
+PYTHON = "/usr/bin/python3"
+ENTRY = "import sys; sys.path.insert(0, sys.argv.pop(1)); from nvoci.hook.main import cdi_hook; cdi_hook()"
+ALLOWED = HOT_IMPORTS | {"_ctypes"}
+
+# Arguments that make a hook load everything; a subcommand that is not here is run with none.
+ARGUMENTS = {
+    "create-symlinks": ["--link", "a::/b", "--link-if", "/dev/null=a::/c"],
+    "chmod": ["--path", "/a", "--mode", "755"],
+    "enable-cuda-compat": ["--host-driver-version", "550.54.15"],
+    "update-ldcache": ["--folder", "/usr/lib64"],
+}
+
+
+def imported(*command: str) -> set[str]:
+    """Modules a fresh interpreter loads for `command`, as -X importtime reports each of them at its import.
+
+    That is written to stderr as it happens, so neither os._exit nor a forked worker hides anything.
+    """
+    words = [PYTHON, "-ISB", "-X", "importtime", "-c", *command]
+    done = subprocess.run(words, input="{}", capture_output=True, text=True, timeout=60, cwd="/")
+    assert "internal error" not in done.stderr
+    return {m[1] for m in re.finditer(r"^import time: +\d+ \| +\d+ \| +(\S+)$", done.stderr, re.MULTILINE)}
+
+
+def offenders(modules: set[str]) -> set[str]:
+    """Those that are neither hot modules of ours, nor on the hot list, nor loaded by every interpreter."""
+    others = modules - imported("pass") - ALLOWED
+    return {name for name in others if not (name.split(".")[0] == "nvoci" and is_hot(name))}
+
+
+def state(tmp_path: Path) -> list[str]:
+    """A state file of a container whose root is empty."""
+    (tmp_path / "rootfs").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps({"ociVersion": "1.0.2", "root": {"path": "rootfs"}}))
+    content = {"ociVersion": "1.0.2", "id": "x", "status": "creating", "pid": 0, "bundle": str(tmp_path)}
+    (tmp_path / "state.json").write_text(json.dumps(content))
+    return ["--container-spec", str(tmp_path / "state.json"), "--dry-run"]
+
+
+def test_the_oracle_sees_an_import() -> None:
+    assert "json" in offenders(imported("import json"))
+    assert "nvoci.hook.main" in imported(ENTRY, str(HOOKS), "noop")
+
+
+@pytest.mark.parametrize("name", table.HOOKS)
+def test_a_hook_imports_the_hot_list_only(name: str, tmp_path: Path) -> None:
+    modules = imported(ENTRY, str(HOOKS), name, *ARGUMENTS.get(name, []), *state(tmp_path))
+    assert table.HOOKS[name].module in modules
+    assert offenders(modules) == set()
+
+
+def test_several_hooks_in_one_process_import_the_hot_list_only(tmp_path: Path) -> None:
+    words = [word for name in table.HOOKS for word in ("--", name, *ARGUMENTS.get(name, []))]
+    modules = imported(ENTRY, str(HOOKS), "run", *state(tmp_path), *words)
+    assert {hook.module for hook in table.HOOKS.values()} <= modules
+    assert offenders(modules) == set()
+
+
+@pytest.mark.parametrize("name", table.HOOKS)
+def test_a_hook_does_not_load_another_hook(name: str, tmp_path: Path) -> None:
+    modules = imported(ENTRY, str(HOOKS), name, *ARGUMENTS.get(name, []), *state(tmp_path))
+    assert modules & {hook.module for hook in table.HOOKS.values()} == {table.HOOKS[name].module}
+
+
+@pytest.mark.parametrize("words", [["--version"], ["unknown-hook"], []], ids=str)
+def test_a_call_that_names_no_hook_imports_the_hot_list_only(words: list[str]) -> None:
+    assert offenders(imported(ENTRY, str(HOOKS), *words)) == set()
+
+
+def test_the_hot_list_names_modules_that_exist() -> None:
+    assert sys.stdlib_module_names | {"_signal"} >= HOT_IMPORTS
