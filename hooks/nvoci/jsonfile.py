@@ -9,6 +9,7 @@ more than 64 digits, anything but white space after the value, more than `limit`
 from __future__ import annotations
 
 import posix
+import sys
 from _stat import S_ISREG
 from errno import EINVAL
 
@@ -108,6 +109,15 @@ def load_object(data: bytes, stage: str, name: str, hint: str = "") -> dict[str,
     return value
 
 
+def path_from_json(text: str) -> str:
+    """A path out of a JSON document, which is UTF-8, as the `str` that stands for the same bytes: Python's file system
+    encoding follows the locale, and under a latin-1 one the plain text would name another file. Raises ValueError for
+    what no file can be called."""
+    if "\0" in text:
+        raise ValueError("holds a NUL")
+    return text.encode("utf-8").decode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+
+
 def open_regular(path: str | bytes, stage: str) -> Fd:
     """A host file open for reading; never blocks on a FIFO, never touches a device. Raises HookError."""
     flags = posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY | posix.O_CLOEXEC
@@ -171,8 +181,8 @@ def _unlink_quietly(path: str) -> None:
         pass
 
 
-def dumps(value: Any) -> str:
+def dumps(value: Any, indent: int | None = None) -> str:
     """JSON text, for what people and generators ask for; loads `json`, so never on a container's start."""
     import json
 
-    return json.dumps(value)
+    return json.dumps(value, indent=indent)

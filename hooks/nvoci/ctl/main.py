@@ -1,0 +1,49 @@
+"""`nvoci`: the commands for people. A command's module is loaded when the command is named."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from nvoci import __version__
+from nvoci.errors import FAILED, HookError, hook_error
+
+_COMMANDS = {"completion": "nvoci.ctl.completion", "hook": "nvoci.ctl.hook", "hooksd": "nvoci.ctl.hooksd"}
+
+
+class LazyGroup(click.Group):
+    """Subcommands by module; each module has its command as `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = import_module(_COMMANDS[cmd_name]).command
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, "--version", "-v", message="nvoci %(version)s")
+def nvoci() -> None:
+    """GPUs for containers: hooks, and what an administrator needs around them."""
+
+
+def run(words: list[str] | None = None, **options: Any) -> Any:
+    """The command line with HookError and OSError turned into one line and exit status 1; usage errors are 2."""
+    try:
+        return nvoci.main(words, prog_name="nvoci", **options)
+    except HookError as e:
+        click.echo(f"nvoci: {e.line()}", err=True)
+    except OSError as e:
+        click.echo(f"nvoci: {hook_error('use', e.filename or '', e).line()}", err=True)
+    sys.exit(FAILED)
+
+
+def main() -> None:
+    """Entry point of `nvoci`; does not return."""
+    run()
