@@ -1,0 +1,48 @@
+"""Options and set-up of the whole suite."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+for source in (HERE, HERE.parent / "hooks"):
+    if str(source) not in sys.path:
+        sys.path.insert(0, str(source))
+sys.dont_write_bytecode = True
+
+from lib import hookproc, proc  # noqa: E402  (the path is set above)
+
+CLONE_NEWNS = 0x00020000
+MS_REC, MS_PRIVATE = 0x4000, 1 << 18
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also run tests marked long")
+    parser.addoption("--compat", action="store_true", help="run every hook with the newer system calls blocked")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--compat"):
+        os.environ[hookproc.COMPAT_SWITCH] = "1"
+    proc.become_subreaper()
+    _own_mount_namespace()
+
+
+def _own_mount_namespace() -> None:
+    """What a test mounts and forgets dies with pytest; what others on the machine mount, the oracle does not see."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if os.geteuid() == 0 and libc.unshare(CLONE_NEWNS) == 0:
+        libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="long: give --long"))
