@@ -72,21 +72,26 @@ class Staging:
     def publish(self, temporary: bytes, name: bytes) -> Replaced:
         """Put the staged object at `name` beside this directory. A symbolic link or regular file there is kept
         here until `close()`; a directory is EISDIR, anything else EEXIST."""
-        target = self.directory.fileno()
+        here, target = self.fileno(), self.directory.fileno()
+        # Asked for before the rename: afterwards the name may be another's.
+        st = posix.stat(temporary, dir_fd=here, follow_symlinks=False)
         for _ in range(_TRIES):
             try:
-                rename_noreplace(self.fileno(), temporary, target, name)
-                return Replaced(self, temporary, name, False)
+                rename_noreplace(here, temporary, target, name)
+                return Replaced(self, temporary, name, False, st)
             except FileExistsError:
                 pass
             try:
-                mode = posix.stat(name, dir_fd=target, follow_symlinks=False).st_mode
-                if not (S_ISLNK(mode) or S_ISREG(mode)):
-                    raise OSError(EISDIR if S_ISDIR(mode) else EEXIST, "in the way", name)
-                exchange(self.fileno(), temporary, target, name)
-                return Replaced(self, temporary, name, True)
+                _check_replaceable(target, name, name)
+                exchange(here, temporary, target, name)
             except FileNotFoundError:
                 continue  # removed meanwhile
+            try:
+                _check_replaceable(here, temporary, name)
+            except OSError:
+                exchange(here, temporary, target, name)  # it came after the first look
+                raise
+            return Replaced(self, temporary, name, True, st)
         raise OSError(EBUSY, "changes all the time", name)
 
     def take(self, name: bytes) -> Replaced:
@@ -94,7 +99,7 @@ class Staging:
         temporary = b"%d" % self._count
         self._count += 1
         posix.rename(name, temporary, src_dir_fd=self.directory.fileno(), dst_dir_fd=self.fileno())
-        return Replaced(self, temporary, name, None)
+        return Replaced(self, temporary, name, None, None)
 
     def close(self) -> None:
         """Remove what is kept here, and the directory. Raises OSError; the next run then clears what is left."""
@@ -107,21 +112,27 @@ class Staging:
             self._fd.close()
 
 
+def _check_replaceable(dirfd: int, entry: bytes, name: bytes) -> None:
+    """Raise EISDIR or EEXIST, for `name`, unless `entry` is a symbolic link or a regular file."""
+    mode = posix.stat(entry, dir_fd=dirfd, follow_symlinks=False).st_mode
+    if not (S_ISLNK(mode) or S_ISREG(mode)):
+        raise OSError(EISDIR if S_ISDIR(mode) else EEXIST, "in the way", name)
+
+
 class Replaced:
     """What `publish` or `take` did, so that it can be undone. `kept`: an old object waits in the staging directory
     (None: only the old object exists)."""
 
     __slots__ = ("_identity", "_kept", "_name", "_staging", "_temporary")
 
-    def __init__(self, staging: Staging, temporary: bytes, name: bytes, kept: bool | None) -> None:
+    def __init__(
+        self, staging: Staging, temporary: bytes, name: bytes, kept: bool | None, st: posix.stat_result | None
+    ) -> None:
         self._staging = staging
         self._temporary = temporary
         self._name = name
         self._kept = kept
-        self._identity = (0, 0)
-        if kept is not None:
-            st = posix.stat(name, dir_fd=staging.directory.fileno(), follow_symlinks=False)
-            self._identity = (st.st_dev, st.st_ino)
+        self._identity = (0, 0) if st is None else (st.st_dev, st.st_ino)
 
     @property
     def replaced(self) -> bool:

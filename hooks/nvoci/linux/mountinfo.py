@@ -1,0 +1,79 @@
+"""Mount tables: /proc/self/mountinfo (proc(5)) read through our own procfs handle, and mount ids of descriptors."""
+
+from __future__ import annotations
+
+from errno import EINVAL
+
+from nvoci.linux import procfs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# 100,000 mounts (fs.mount-max) of 600 bytes.
+_LIMIT = 64 << 20
+_OCTAL = frozenset(b"01234567")
+
+
+class Mount:
+    """One line of mountinfo. `root` is what of the file system is mounted, `target` where; both unescaped."""
+
+    __slots__ = (
+        "device", "fstype", "id", "options", "parent", "propagation", "root", "source", "super_options", "target",
+    )  # fmt: skip
+
+    def __init__(self, line: bytes) -> None:
+        """Raises ValueError for a line that is not of mountinfo's form."""
+        before, separator, after = line.partition(b" - ")
+        fields, rest = before.split(b" "), after.split(b" ")
+        if not separator or len(fields) < 6 or len(rest) < 3:
+            raise ValueError("not a line of mountinfo")
+        self.id = int(fields[0])
+        self.parent = int(fields[1])
+        self.device = fields[2]
+        self.root = unescape(fields[3])
+        self.target = unescape(fields[4])
+        self.options = fields[5].split(b",")
+        self.propagation = fields[6:]
+        self.fstype = unescape(rest[0])
+        self.source = unescape(rest[1])
+        self.super_options = rest[2]
+
+
+def unescape(text: bytes) -> bytes:
+    """Undo the kernel's octal escapes (`\\040` for a space); a backslash without three digits stays."""
+    if b"\\" not in text:
+        return text
+    first, *parts = text.split(b"\\")
+    out = [first]
+    for part in parts:
+        digits = part[:3]
+        if len(digits) == 3 and _OCTAL.issuperset(digits) and int(digits, 8) < 256:
+            out.append(bytes((int(digits, 8),)) + part[3:])
+        else:
+            out.append(b"\\" + part)
+    return b"".join(out)
+
+
+def parse(table: bytes) -> Iterator[Mount]:
+    """Every mount, in the kernel's order. Raises ValueError."""
+    for line in table.split(b"\n"):
+        if line:
+            yield Mount(line)
+
+
+def own_mounts() -> list[Mount]:
+    """The mounts of the namespace that this process is in. Raises OSError."""
+    try:
+        return list(parse(procfs.read(b"self/mountinfo", _LIMIT)))
+    except ValueError as e:
+        raise OSError(EINVAL, str(e), b"self/mountinfo") from None
+
+
+def mount_id(fd: int) -> int:
+    """The id of the mount that `fd` was opened on, from /proc/self/fdinfo (Linux 3.15; statx has it from 5.8 only)."""
+    for line in procfs.read(b"self/fdinfo/%d" % fd).split(b"\n"):
+        key, _, value = line.partition(b":")
+        if key == b"mnt_id":
+            return int(value)
+    raise OSError(EINVAL, "fdinfo has no mnt_id")

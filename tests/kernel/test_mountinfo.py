@@ -1,0 +1,44 @@
+"""nvoci.linux.mountinfo against findmnt and statx."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nvoci.linux import mountinfo, syscalls
+from nvoci.linux.fd import Fd
+from tests.kernel import namespaced
+from tests.kernel.namespaced import isolated
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_own_mounts_agree_with_findmnt(tmp_path: Path) -> None:
+    target = tmp_path / "a b\tc\\d\ne"
+    target.mkdir()
+
+    def body() -> None:
+        syscalls.mount(b"so urce", os.fsencode(target), b"tmpfs", 0, None)
+        mine = next(m for m in mountinfo.own_mounts() if m.target == os.fsencode(target))
+        assert (mine.source, mine.fstype, mine.root) == (b"so urce", b"tmpfs", b"/")
+        with Fd(os.open(target, os.O_PATH)) as fd:
+            assert mountinfo.mount_id(fd.fileno()) == mine.id == syscalls.statx_mount(fd.fileno())[0]
+        listed = namespaced.sh("findmnt --kernel --noheadings --raw --output ID").split()
+        assert sorted(map(int, listed)) == sorted(m.id for m in mountinfo.own_mounts())
+
+    isolated(body)
+
+
+def test_mountinfo_parser_takes_optional_fields_and_refuses_garbage() -> None:
+    line = rb"36 35 98:0 /m\040n /mnt\011\134\012 rw,noatime master:1 shared:2 - ext3 /dev/\043root rw,errors=continue"
+    (m,) = mountinfo.parse(line + b"\n")
+    assert (m.id, m.parent, m.device, m.root, m.target) == (36, 35, b"98:0", b"/m n", b"/mnt\t\\\n")
+    assert (m.options, m.propagation) == ([b"rw", b"noatime"], [b"master:1", b"shared:2"])
+    assert (m.fstype, m.source, m.super_options) == (b"ext3", b"/dev/#root", b"rw,errors=continue")
+    assert mountinfo.unescape(rb"\9\04\777\04x") == rb"\9\04\777\04x"
+    for bad in (b"36", b"a b c d e f - g h i", b"36 35 98:0 / /mnt rw ext3 x y", b"1 2 3 4 5 6 - 7"):
+        with pytest.raises(ValueError, match=r"mountinfo|invalid literal"):
+            list(mountinfo.parse(bad))
