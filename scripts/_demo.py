@@ -1,0 +1,167 @@
+"""Show what nvoci does: one container with a driver's files mounted, started without and with the hooks.
+
+scripts/demo has installed what is needed. This installs nvoci into a temporary prefix, makes a small image, and starts
+it twice through runc. Every line that is shown is checked as well. The driver is this machine's own, or a simulated
+one. What it makes lies in a private mount namespace and goes with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+# -I leaves the script's own directory out of sys.path.
+sys.path[:0] = [str(CHECKOUT / "scripts"), str(CHECKOUT / "hooks"), str(CHECKOUT / "tests")]
+sys.dont_write_bytecode = True
+
+import _demo_container as container  # noqa: E402
+import _demo_node as node_of  # noqa: E402
+from _private import WITHIN, ToolError, enter, install, run_again  # noqa: E402
+
+PYTHON = "/usr/bin/python3"
+ABSENT = "-"
+WIDTH = 43  # of the last column; a line has at most 100
+
+Check = Callable[[str, str], bool]
+
+
+class Row(NamedTuple):
+    """One claim: what is looked at, by which key of the container's report, and what before and after must be."""
+
+    label: str
+    key: str
+    check: Check
+
+
+# --- what is shown --------------------------------------------------------------------------------------------------
+
+
+def becomes(old: str, new: str) -> Check:
+    """Exactly this before, and that after."""
+    return lambda before, after: (before, after) == (old, new)
+
+
+def stays(value: str = "") -> Check:
+    """The same before and after: `value`, or anything that is there."""
+    return lambda before, after: before == after and after == (value or after) and after not in {"", ABSENT}
+
+
+def rows_for(node: node_of.Node) -> dict[str, list[Row]]:
+    """Heading -> claims."""
+    mask = f'["EGLVisibleDGPUDevices",{sum(1 << minor for minor in node.gpus()):#x}]'
+    mounted = [Row(name, f"node:{name}", stays(f"{major}:{minor}")) for name, major, minor in node.first_devices(3)]
+    mounted += [
+        Row(f"firmware {path.name}, bytes", f"firmware:{node.firmware_path(path)}", stays(str(path.stat().st_size)))
+        for path in node.firmware[:1]
+    ]
+    if node.socket:
+        mounted.append(Row("socket of nvidia-persistenced", "socket", stays("there")))
+    # A driver that is configured not to modify device files is left as it is, and procfs refuses in its own words.
+    refused = "refused: Read-only file system" if node.modifies() == "1" else "refused: "
+    smi = "nvidia-smi -L" if node.smi else f"program using {container.ML}"
+    return {
+        "mounts and devices, as the engine gives them": mounted,
+        "create-symlinks": [
+            Row("libcuda.so", "link", becomes(ABSENT, container.CUDA)),
+            Row("gbm/… through an absolute link", "image_link", becomes(ABSENT, "../libnvidia-allocator.so.1")),
+        ],
+        "chmod": [Row(f"mode of {container.CACHE}", "mode", becomes("700", "1777"))],
+        "update-application-profile": [
+            Row("EGL may use GPUs", "profile", lambda old, new: old == ABSENT and mask in new),
+        ],
+        "disable-device-node-modification": [
+            Row("params: ModifyDeviceFiles", "params", becomes(node.modifies(), "0")),
+            Row("writing params as root", "write", lambda old, new: new.startswith(refused)),
+        ],
+        "enable-cuda-compat": [
+            Row(f"ld.so finds {container.CUDA}", "finds_cuda",
+                lambda old, new: old == "not found" and new == f"{container.COMPAT}/{container.CUDA}"),
+        ],
+        "update-ldcache": [
+            Row(f"ldconfig -p: {container.ML}", "cache", lambda old, new: not old and new.endswith(container.ML)),
+            Row(f"ld.so finds {container.ML}", "finds_ml",
+                lambda old, new: old == "not found" and new.endswith(f"/{container.ML}")),
+            Row(smi, "runs", lambda old, new: old.startswith("exit status") and new == "runs"),
+        ],
+        "the host": [Row("processes and mounts left behind", "left", stays("nothing"))],
+    }  # fmt: skip
+
+
+def _brief(key: str, value: str) -> str:
+    if key == "profile" and "[" in value:
+        value = value.rpartition('DGPUDevices",')[2].partition("]")[0]
+        value = f"EGLVisibleDGPUDevices {value}"
+    value = value or ABSENT
+    return value if len(value) <= WIDTH else f"…{value[1 - WIDTH :]}"
+
+
+def show(rows: dict[str, list[Row]], before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Print the table, at most 100 columns wide; the labels of the claims that do not hold."""
+    wrong = []
+    print(f"\n{'':34} {'before':15} {'after'}")
+    for heading, group in rows.items():
+        print(heading)
+        for row in group:
+            old, new = before.get(row.key, "?"), after.get(row.key, "?")
+            holds = row.check(old, new)
+            wrong += [] if holds else [row.label]
+            shown = f"{_brief(row.key, old):15} {_brief(row.key, new):{WIDTH}}"
+            print(f"  {row.label:32} {shown} {'ok' if holds else 'WRONG'}")
+    return wrong
+
+
+# --- the demo -------------------------------------------------------------------------------------------------------
+
+
+def within(place: Path) -> int:
+    """In the private mount namespace."""
+    container.name_session()
+    program = install(place / "nvoci", PYTHON)
+    node = node_of.find(place / "driver")
+    image = container.make_image(place / "image", node)
+    entry = container.hook(program, node)
+    kind = "this machine's" if node.real else "simulated (there is none here)"
+    print(f"driver: {kind}, version {node.version}, {len(node.gpus())} GPUs, {len(node.libraries)} libraries")
+    print("hook, at createContainer, one process:")
+    for part in " ".join(entry["args"]).replace(" -- ", "\n  -- ").splitlines():
+        print(textwrap.fill(part, 98, initial_indent=" " * 8, subsequent_indent=" " * 14, break_on_hyphens=False))
+    before = container.run(place / "before", image, node, [])
+    after = container.run(place / "after", image, node, [entry])
+    rows = rows_for(node)
+    wrong = show(rows, before, after)
+    wrong += [f"`{path}` on the host" for path in (container.IMAGE_TARGET,) if os.path.lexists(path)]
+    count = sum(len(group) for group in rows.values())
+    if wrong:
+        print(f"\ndemo: FAILED: {len(wrong)} of {count} claims do not hold: {'; '.join(wrong)}")
+        return 1
+    print(f"\ndemo: ok: all {count} claims hold in a container started by runc")
+    return 0
+
+
+def main() -> int:
+    """Exit status: 0 shown and right, 1 not, 2 usage, 130 interrupted."""
+    words = sys.argv[1:]
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument(WITHIN, metavar="DIR", help=argparse.SUPPRESS)
+    options = parser.parse_args(words)
+    try:
+        if options.within:
+            return within(enter(options.within))
+        return run_again("_demo.py", words)
+    except (ToolError, OSError, subprocess.SubprocessError) as error:
+        print(f"demo: FAILED: {error}")
+    except KeyboardInterrupt:
+        if not options.within:
+            print("\ndemo: FAILED: interrupted")
+        return 130
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The container of scripts/demo: its image, its hooks, what it says about itself, and the run through runc."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+from _demo_node import LIBDIR, SOCKET, Node
+from _private import ToolError
+
+COMPAT = "/usr/local/cuda-13/compat"
+CACHE = "/var/cache/nvidia"
+PROFILE = "/etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf"
+PARAMS = "/proc/driver/nvidia/params"
+# An absolute link in the image: a hook that resolved it on the host would write there.
+IMAGE_LINK, IMAGE_TARGET = f"{LIBDIR}/gbm", "/opt/nvoci-demo/gbm"
+ML, CUDA = "libnvidia-ml.so.1", "libcuda.so.1"
+TIMEOUT = 30.0
+
+# Prints `key TAB value` lines; the variables are set by the lines before it.
+_REPORT = r"""
+say() { printf '%s\t%s\n' "$1" "$2"; }
+link() { readlink "$1" || echo -; }
+content() { cat "$1" 2>/dev/null || echo -; }
+finds() {
+    path=$("$loader" --list "/usr/bin/probe-$1" 2>&1 | sed -n "s/.*$1 => //p" | sed 's/ (0x.*//')
+    echo "${path:-not found}"
+}
+runs() { "$@" >/dev/null 2>&1 && echo runs || echo "exit status $?"; }
+writes() {
+    error=$( (echo 'ModifyDeviceFiles: 1' >"$1") 2>&1 ) && echo possible || echo "refused: ${error##*: }"
+}
+
+say link "$(link "$libdir/libcuda.so")"
+say image_link "$(link "$linked/nvidia-drm_gbm.so")"
+say mode "$(stat -c %a "$cache")"
+say profile "$(content "$profile")"
+say params "$(sed -n 's/^ModifyDeviceFiles: //p' "$params")"
+say write "$(writes "$params")"
+say cache "$(ldconfig -p | sed -n "s/.*$ml .*=> //p")"
+say finds_ml "$(finds "$ml")"
+say finds_cuda "$(finds "$cuda")"
+say runs "$(runs $program)"
+for node in $nodes; do
+    say "node:$node" "$(printf '%d:%d' "0x$(stat -c %t "$node")" "0x$(stat -c %T "$node")")"
+done
+for file in $firmware; do
+    say "firmware:$file" "$(wc -c <"$file")"
+done
+say socket "$(test -S "$socket" && echo there || echo -)"
+"""
+
+
+def name_session() -> None:
+    """Containers and cgroups are named after the demo."""
+    importlib.import_module("lib.session").TOKEN = f"nvoci-demo-{os.getpid()}"  # type: ignore[attr-defined]
+
+
+def make_image(root: Path, node: Node) -> Path:
+    """A small glibc image with a CUDA forward compatibility library that is newer than the driver."""
+    elfmaker, rootfs = importlib.import_module("lib.elfmaker"), importlib.import_module("lib.rootfs")
+    rootfs.glibc_rootfs(root)
+    major = int(node.version.partition(".")[0])
+    note = {"format": 1, "CUDA version": "13.9", "driver": [major], "device": []}
+    sections = [(".note.cuda.fwd_compatibility", "NVIDIA Corporation", 1, json.dumps(note).encode())]
+    newer = root / COMPAT[1:] / f"libcuda.so.{major + 10}.20.30"
+    elfmaker.make_so(newer, CUDA, machine=rootfs.MACHINE, notes=sections)
+    lines = (f"symlink usr/local/cuda {COMPAT.rpartition('/')[0]}", f"dir {CACHE[1:]} 700", f"dir {IMAGE_TARGET[1:]}")
+    rootfs.tree(root, "\n".join((*lines, f"symlink {IMAGE_LINK[1:]} {IMAGE_TARGET}")))
+    rootfs.add_probe(root, ML)
+    rootfs.add_probe(root, CUDA)
+    library = Path(LIBDIR, "librt.so.1")  # nvidia-smi is linked with it
+    if library.exists():
+        shutil.copy2(library, root / LIBDIR[1:])
+    return root
+
+
+def hook(program: Path, node: Node) -> dict[str, Any]:
+    """The one hook entry: six hooks in one process."""
+    links = (f"{CUDA}::{LIBDIR}/libcuda.so", f"../libnvidia-allocator.so.1::{IMAGE_LINK}/nvidia-drm_gbm.so")
+    words = ["nvidia-cdi-hook", "run", "--", "create-symlinks", "--link", links[0], "--link", links[1]]
+    words += ["--", "chmod", "--mode", "1777", "--path", CACHE]
+    words += ["--", "enable-cuda-compat", "--host-driver-version", node.version]
+    words += ["--", "disable-device-node-modification", "--", "update-application-profile"]
+    words += ["--", "update-ldcache", "--folder", LIBDIR]
+    return {"path": str(program), "args": words, "env": ["NVOCI_HOOK=demo"]}
+
+
+def _script(node: Node) -> str:
+    """What runs in the container."""
+    names = {
+        "libdir": LIBDIR, "cache": CACHE, "profile": PROFILE, "params": PARAMS, "linked": IMAGE_TARGET,
+        "socket": SOCKET, "ml": ML, "cuda": CUDA, "loader": importlib.import_module("lib.rootfs").LOADER,
+        "program": "nvidia-smi -L" if node.smi else f"probe-{ML}",
+        "nodes": " ".join(name for name, _, _ in node.devices()),
+        "firmware": " ".join(node.firmware_path(path) for path in node.firmware),
+    }  # fmt: skip
+    return "\n".join([*(f"{name}={shlex.quote(value)}" for name, value in names.items()), _REPORT])
+
+
+def run(place: Path, image: Path, node: Node, hooks: list[dict[str, Any]]) -> dict[str, str]:
+    """Start the container through runc with `hooks` at createContainer; what it says, by key."""
+    bundle, runtimes = importlib.import_module("lib.bundle"), importlib.import_module("lib.runtimes")
+    root = place / "rootfs"
+    shutil.copytree(image, root, symlinks=True)
+    setup, entries = "", hooks
+    if node.proc:
+        # What a driver's kernel module adds to every procfs: here a mount, on the host and in the container.
+        setup = importlib.import_module("lib.jail").driver_proc(node.proc)
+        there = shlex.quote(f"{root}/proc/driver")
+        copy = f"mount -t tmpfs -o mode=555 driver {there} && cp -a {shlex.quote(str(node.proc))}/. {there}"
+        entries = [bundle.shell_hook(copy), *hooks]
+    argv = ["/bin/sh", "-c", _script(node)]
+    stages = {"createContainer": entries} if entries else None
+    bundle.make_bundle(place, root, argv, stages, mounts=node.mounts(), devices=node.devices())
+    done = runtimes.Runtime("runc").run(place, timeout=TIMEOUT, setup=setup)
+    if not done.ok:
+        raise ToolError(f"start a container through runc: {done.stderr.strip()[-600:] or done}")
+    said = dict(line.split("\t", 1) for line in done.stdout.splitlines() if "\t" in line)
+    return {**said, "left": ", ".join([*done.survivors, *done.mounts_added]) or "nothing"}

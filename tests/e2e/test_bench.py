@@ -1,0 +1,95 @@
+"""scripts/bench: its table has every case at both stages, each proved to have done its work. No timing is judged."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCH = ROOT / "scripts/bench"
+CASES = ("noop", "link", "chmod", "profile", "compat", "run", "links", "ldcache")
+STAGES = ("createContainer", "createRuntime")
+REACH = {
+    "noop": 1.6,
+    "link": 1.6,
+    "chmod": 1.6,
+    "profile": 1.6,
+    "compat": 1.6,
+    "run": 1.9,
+    "links": 6.0,
+    "ldcache": None,
+}
+
+pytestmark = pytest.mark.e2e
+
+
+def bench(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run it with few runs."""
+    return subprocess.run([BENCH, "--runs", "3", *words], capture_output=True, text=True, timeout=300, cwd="/")
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    """One bench of everything, as JSON."""
+    done = bench("--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_every_case_is_measured_at_both_stages(document: dict[str, Any]) -> None:
+    rows = [(row["case"], row["stage"]) for row in document["rows"]]
+    assert rows == [("floor", ""), *((case, stage) for case in CASES for stage in STAGES)]
+    assert [row for row in document["rows"] if "failed" in row] == []
+
+
+def test_a_row_has_its_times_its_ratio_its_memory_and_what_it_should_reach(document: dict[str, Any]) -> None:
+    floor = document["rows"][0]
+    for row in document["rows"]:
+        assert 0 < row["min_ms"] <= row["median_ms"]
+        assert row["ratio"] == pytest.approx(row["median_ms"] / floor["median_ms"])
+        assert 1 < row["rss_mib"] < 1000
+        assert row["target"] == REACH.get(row["case"])
+        if row["target"]:
+            assert row["met"] == (row["ratio"] <= row["target"])
+
+
+def test_a_hook_needs_more_memory_than_its_floor_and_not_the_bench_s_own(document: dict[str, Any]) -> None:
+    floor, *cases = (row["rss_mib"] for row in document["rows"])
+    assert floor < min(cases)
+    assert max(cases) < 2 * floor
+
+
+def test_the_facts_of_the_machine_are_given(document: dict[str, Any]) -> None:
+    facts = document["facts"]
+    assert facts["kernel"] == Path("/proc/sys/kernel/osrelease").read_text().strip()
+    assert facts["python"].startswith("/usr/bin/python3")
+    assert facts["runs"] == 3
+
+
+def left() -> list[str]:
+    """What a bench has on the host while it runs."""
+    mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "nvoci-bench" in line]
+    return [*mounts, *map(str, Path("/tmp").glob("nvoci-bench-*"))]
+
+
+def test_the_table_of_one_case_fits_the_terminal_and_leaves_nothing() -> None:
+    done = bench("--case", "link")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert [line[32:48].strip() for line in lines if line.startswith("create-symlinks, one link")] == list(STAGES)
+    assert re.fullmatch(r"bench: \d of 2 ratios met, RSS at most 20 MiB (met|missed)", lines[-1])
+    assert max(map(len, lines)) <= 100
+    assert left() == []
+
+
+def test_a_hook_that_fails_is_named_and_the_exit_status_says_so(tmp_path: Path) -> None:
+    done = bench("--python", str(tmp_path / "none"), "--case", "noop")
+    assert done.returncode == 1
+    assert "bench: install nvoci" in done.stderr
+    assert "ENOENT" in done.stderr

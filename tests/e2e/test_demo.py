@@ -1,0 +1,118 @@
+"""scripts/demo: every claim it makes holds, from any directory, and the host is afterwards as it was."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "scripts/demo"
+
+pytestmark = pytest.mark.e2e
+
+
+def left() -> list[str]:
+    """What a demo has on the host while it runs; other tests may run beside it, so only its own names count."""
+    found = [str(path) for path in (*Path("/tmp").glob("nvoci-demo-*"), *Path("/run/runc").glob("nvoci-demo-*"))]
+    found += [str(path) for depth in ("*", "*/*") for path in Path("/sys/fs/cgroup").glob(f"{depth}/nvoci-demo-*")]
+    found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "nvoci-demo" in line]
+    return found + [str(path) for path in Path("/opt").glob("nvoci-demo*")]
+
+
+def test_every_claim_holds_and_nothing_is_left(tmp_path: Path) -> None:
+    assert left() == []
+    done = subprocess.run([DEMO], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    lines = done.stdout.splitlines()
+    assert re.fullmatch(r"demo: ok: all \d+ claims hold in a container started by runc", lines[-1]), (
+        done.stdout + done.stderr
+    )
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert left() == []
+
+
+def test_it_shows_each_hook_and_fits_the_terminal() -> None:
+    done = subprocess.run([DEMO], cwd="/", capture_output=True, text=True, timeout=300)
+    shown = {line.strip() for line in done.stdout.splitlines()}
+    assert {"create-symlinks", "chmod", "enable-cuda-compat", "update-ldcache"} <= shown
+    assert {"update-application-profile", "disable-device-node-modification"} <= shown
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_interrupted_leaves_nothing(number: signal.Signals) -> None:
+    demo = subprocess.Popen([DEMO], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert demo.stdout is not None
+    assert "driver: " in demo.stdout.readline()  # from here on containers are started
+    assert left() != []
+    if number == signal.SIGINT:
+        os.killpg(demo.pid, number)  # as a terminal does
+    else:
+        demo.send_signal(number)
+    out, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    assert out.splitlines()[-1] == "demo: FAILED: interrupted"
+    until = time.monotonic() + 20
+    while (left() or _processes_of(demo.pid)) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert left() == []
+    assert _processes_of(demo.pid) == []
+
+
+def test_needs_root() -> None:
+    done = subprocess.run([DEMO], capture_output=True, text=True, timeout=60, user=65534, group=65534, extra_groups=[])
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith("demo: FAILED: run the demo: EPERM")
+
+
+def in_namespace(set_up: str) -> subprocess.CompletedProcess[str]:
+    """The demo after `set_up`, a shell line, in a private mount namespace."""
+    command = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", f'set -e; {set_up}; exec "$0"', DEMO]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_says_which_package_it_cannot_install(tmp_path: Path) -> None:
+    query, get = tmp_path / "dpkg-query", tmp_path / "apt-get"
+    query.write_text('#!/bin/sh\nfor name; do :; done\n[ "$name" = podman ] || printf installed\n')
+    get.write_text('#!/bin/sh\necho "apt-get: no network" >&2\nexit 100\n')
+    for program in (query, get):
+        program.chmod(0o755)
+    done = in_namespace(f"mount --bind {query} /usr/bin/dpkg-query; mount --bind {get} /usr/bin/apt-get")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["demo: installing podman", "apt-get: no network"]
+    assert done.stdout == (
+        "demo: FAILED: install `podman`: apt-get cannot (is there a network? its own message stands above)\n"
+    )
+
+
+def test_a_claim_that_does_not_hold_fails_the_demo(tmp_path: Path) -> None:
+    naive = tmp_path / "chmod.py"
+    naive.write_text('"""Does nothing."""\n\n\ndef prepare(options, settings):\n    return None\n')
+    done = in_namespace(f"mount --bind {naive} {ROOT}/hooks/nvoci/hook/chmod.py")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "demo: FAILED: 1 of 16 claims do not hold: mode of /var/cache/nvidia"
+    assert sum(line.endswith("WRONG") for line in done.stdout.splitlines()) == 1
+
+
+def test_an_unknown_option_is_a_usage_error() -> None:
+    done = subprocess.run([DEMO, "--nonsense"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+
+
+def _processes_of(session: int) -> list[str]:
+    """Processes that are still in the demo's session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z" and int(fields[3]) == session:
+            found.append(path.parent.name)
+    return found
