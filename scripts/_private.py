@@ -36,7 +36,8 @@ def run_again(name: str, words: Sequence[str]) -> int:
     own = [UNSHARE, "--mount", "--propagation", "private"]
     if subprocess.run([*own, "/bin/true"], capture_output=True, check=False).returncode:
         raise ToolError("make a mount namespace: EPERM (CAP_SYS_ADMIN is needed: not in an unprivileged container)")
-    place = tempfile.mkdtemp(prefix=f"nvoci-{name.strip("_").removesuffix(".py")}-")
+    plain = name.strip("_").removesuffix(".py")
+    place = tempfile.mkdtemp(prefix=f"nvoci-{plain}-")
     program = [sys.executable, "-IS", str(CHECKOUT / "scripts" / name), WITHIN, place]
     inner = None
     _catch_signals()
