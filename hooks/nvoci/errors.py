@@ -19,9 +19,10 @@ class HookError(Exception):
         self.hint = hint
 
     def line(self) -> str:
-        """The message and its hint on one line, at most 4 KiB (a runtime buffers and prints all of it)."""
+        """The message and its hint on one line, at most 4 KiB (a runtime buffers and prints all of it). A longer one
+        loses its middle, which is an object's name: the errno and the hint stand at the end."""
         text = f"{self.message} ({self.hint})" if self.hint else self.message
-        return text if len(text) <= 4000 else text[:4000] + " [cut]"
+        return text if len(text) <= 4000 else text[:3000] + " [cut] " + text[-900:]
 
 
 class ExitStatus(Exception):

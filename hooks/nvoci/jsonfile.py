@@ -137,10 +137,14 @@ def open_regular(path: str | bytes, stage: str) -> Fd:
     return fd
 
 
-def read_file(path: str | bytes, limit: int, stage: str, refuse_mode: int = 0) -> bytes:
-    """A host file of at most `limit` bytes, unless its mode has a bit of `refuse_mode`. Raises HookError."""
+def read_file(path: str | bytes, limit: int, stage: str, refuse_mode: int = 0, owners: tuple[int, ...] = ()) -> bytes:
+    """A host file of at most `limit` bytes, unless its mode has a bit of `refuse_mode`, or `owners` are given and its
+    own is none of them. Raises HookError."""
     with open_regular(path, stage) as fd:
-        mode = fd.stat().st_mode & 0o7777
+        st = fd.stat()
+        mode = st.st_mode & 0o7777
+        if owners and st.st_uid not in owners:
+            raise HookError(f"{stage} {printable(path)}: owned by uid {st.st_uid}", "check who made it")
         if mode & refuse_mode:
             raise HookError(f"{stage} {printable(path)}: mode {mode:04o}: others can write it", "check who made it")
         try:
@@ -150,9 +154,12 @@ def read_file(path: str | bytes, limit: int, stage: str, refuse_mode: int = 0) -
 
 
 def check_trusted(fd: Fd, path: str, stage: str) -> None:
-    """Refuse a configuration file that anybody but root can write. Raises HookError."""
+    """Refuse a file of the host that anybody but root can write. Raises HookError.
+
+    In a user namespace that does not map the host's root it shows another owner, the same as for `/`.
+    """
     st = fd.stat()
-    if st.st_uid != 0 or st.st_mode & 0o022:
+    if st.st_uid not in (0, posix.stat("/").st_uid) or st.st_mode & 0o022:
         raise HookError(f"{stage} {printable(path)}: owned by uid {st.st_uid}, mode {st.st_mode & 0o7777:04o}",
                         "it must belong to root and be writable by nobody else")  # fmt: skip
 

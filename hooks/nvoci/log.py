@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 _NAMES = {DEBUG: "debug", INFO: "info", WARNING: "warning", ERROR: "error"}
 
+# A runtime buffers and prints all of it; a little more than HookError.line() gives.
+_LONGEST = 4096
+
 _stderr_level = WARNING
 _sinks: list[tuple[int, Callable[[str], None]]] = []
 
@@ -63,6 +66,11 @@ def error(event: str, **fields: object) -> None:
     _emit(ERROR, event, fields)
 
 
+def plain(line: str) -> None:
+    """A line on stderr as it is, for the few messages whose whole form the reference tools fix."""
+    _try(file_sink(2), line)
+
+
 def _emit(level: int, event: str, fields: dict[str, object]) -> None:
     to_stderr = level >= _stderr_level
     if not to_stderr and not any(level >= least for least, _ in _sinks):
@@ -92,6 +100,8 @@ def format_line(level: int, event: str, fields: dict[str, object]) -> str:
 
 def _quoted(value: object, always: bool = False) -> str:
     text = printable(value)
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST] + " [cut]"
     if always or not text or any(c in text for c in ' "=\\'):
         return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return text

@@ -67,7 +67,7 @@ def _where(error: BaseException) -> str:
 def _print_help(name: str, hook: table.Hook | None) -> int:
     from nvoci.hook import help
 
-    sys.stdout.write(help.program(name, _TITLE) if hook is None else help.hook(name, hook))
+    process.output(help.program(name, _TITLE) if hook is None else help.hook(name, hook))
     return OK
 
 
@@ -75,19 +75,19 @@ def _program(name: str, words: list[str], needs_hook_word: bool, env: dict[bytes
     found = options.parse_globals(words, env)
     log.set_level(log.ERROR if found.quiet else log.DEBUG if found.debug else log.WARNING)
     if found.version:
-        sys.stdout.write(f"{_TITLE} version {__version__}\n")
+        process.output(f"{_TITLE} version {__version__}\n")
         return OK
     if found.features:
         from nvoci.jsonfile import dumps
 
-        sys.stdout.write(dumps(table.features()) + "\n")
+        process.output(dumps(table.features()) + "\n")
         return OK
     rest = found.words
     if needs_hook_word:
         if not rest:
             raise options.Help(None)
         if rest[0] != "hook":
-            sys.stderr.write(f"No help topic for '{printable(rest[0])}'\n")
+            log.plain(f"No help topic for '{printable(rest[0])}'")
             return 3
         rest = options.parse_globals(rest[1:], {}).words
     if not rest:
@@ -97,12 +97,12 @@ def _program(name: str, words: list[str], needs_hook_word: bool, env: dict[bytes
 
 
 def _run(words: list[str], env: dict[bytes, bytes]) -> int:
+    current = settings.load()
+    _open_logs(current)  # first: some runtimes drop stderr, and a wrong flag must be found somewhere
     common, wanted = _select(words)
     if not wanted:
         return OK
-    current = settings.load()
     _apply_common(current, common)
-    _open_logs(current)
     names = process.dangerous(env)
     if names:
         log.warning("the hook was started with a dangerous environment: give its entry a non-empty `env`",
@@ -130,7 +130,7 @@ def _select(words: list[str]) -> tuple[dict[str, Any], list[tuple[table.Hook, di
         hook = _known(group[0])
         if hook is not None:
             parsed = options.parse_hook(hook, group[1:])
-            for name in ("dry-run", "strict"):
+            for name in ("dry-run", "strict", "timeout", "container-spec"):
                 common[name] = common[name] or parsed[name]
             wanted.append((hook, parsed))
     if not groups:

@@ -111,7 +111,7 @@ class GeneratedMount(_Mount):
     def preview(self, view: Preview) -> bool:
         if view.read_file(self.path, len(self.data)) == self.data:
             return False
-        view.files[self.path.strip(b"/")] = self.data
+        view.plan_file(self.path, self.data)
         return True
 
     def _is_done(self, target: mount.Target) -> bool:

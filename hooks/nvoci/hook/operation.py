@@ -11,6 +11,7 @@ from errno import EROFS
 from nvoci import log
 from nvoci.errors import HookError, errno_name, hook_error, printable
 from nvoci.hook import watchdog
+from nvoci.linux.rootfs import Made
 from nvoci.linux.staging import Staging, sweep
 
 TYPE_CHECKING = False
@@ -44,11 +45,12 @@ class Operation:
 class Transaction:
     """The undo stack of one hook process, and the staging directories its operations share."""
 
-    __slots__ = ("_done", "_stagings", "_visited", "strict")
+    __slots__ = ("_done", "_made", "_stagings", "_visited", "strict")
 
     def __init__(self, strict: bool = False) -> None:
         self.strict = strict
         self._done: list[tuple[str, Operation]] = []
+        self._made: list[Made] = []
         self._stagings: dict[tuple[int, int], Staging] = {}
         self._visited: set[tuple[int, int]] = set()
 
@@ -57,6 +59,13 @@ class Transaction:
         if directory.identity not in self._visited:
             self._visited.add(directory.identity)
             sweep(directory)
+
+    def made(self) -> Made:
+        """For the directories that an operation makes: where a staging directory lies in one of them, its own undo
+        cannot remove it yet."""
+        made = Made()
+        self._made.append(made)
+        return made
 
     def staging(self, directory: Dir) -> Staging:
         """The locked temporary directory in `directory`, opened at the first call."""
@@ -96,6 +105,8 @@ class Transaction:
                 clean = False
         if clean:
             self.commit()
+        while self._made:
+            self._made.pop().undo()
 
     def commit(self) -> None:
         """Forget the undo stack and remove the staging directories, and with them the objects that were replaced."""

@@ -51,7 +51,7 @@ class MakeLink(Operation):
     def preview(self, view: Preview) -> bool:
         if view.readlink(self.link) == self.target:
             return False
-        view.links[self.link.strip(b"/")] = self.target
+        view.plan_link(self.link, self.target)
         return True
 
     def execute(self, transaction: Transaction) -> None:
@@ -59,7 +59,7 @@ class MakeLink(Operation):
         try:
             self._dir = self.rootfs.dir(directory)
         except FileNotFoundError:
-            self._made = Made()
+            self._made = transaction.made()
             self._dir = self.rootfs.mkdirs(directory, self.mode, self._made)
         transaction.visit(self._dir)
         try:
@@ -115,7 +115,7 @@ class WriteFile(Operation):
         self.mode = mode
         self.dir_mode = dir_mode
         self.keep_existing = keep_existing
-        self._made = Made()
+        self._made: Made | None = None
         self._replaced: Replaced | None = None
 
     def describe(self) -> str:
@@ -125,11 +125,12 @@ class WriteFile(Operation):
         present = view.read_file(self.path, GENERATED_MAX)
         if present == self.data or (self.keep_existing and present is not None):
             return False
-        view.files[self.path.strip(b"/")] = self.data
+        view.plan_file(self.path, self.data)
         return True
 
     def execute(self, transaction: Transaction) -> None:
         directory_path, name = split(self.path)
+        self._made = transaction.made()
         directory = self.rootfs.mkdirs(directory_path, self.dir_mode, self._made)
         transaction.visit(directory)
         if self._is_right(directory, name):
@@ -155,7 +156,8 @@ class WriteFile(Operation):
         if self._replaced is not None:
             self._replaced.undo()
             self._replaced = None
-        self._made.undo()
+        if self._made is not None:
+            self._made.undo()
 
 
 class RemoveFile(Operation):
@@ -174,7 +176,7 @@ class RemoveFile(Operation):
     def preview(self, view: Preview) -> bool:
         present = view.read_file(self.path, GENERATED_MAX) is not None
         if present:
-            view.files[self.path.strip(b"/")] = None
+            view.plan_file(self.path, None)
         return present
 
     def execute(self, transaction: Transaction) -> None:
@@ -246,5 +248,3 @@ class Chmod(Operation):
                 posix.chmod(procfs.fd_path(fd), self._old, dir_fd=procfs.handle())
             finally:
                 posix.close(fd)
-
-

@@ -129,7 +129,7 @@ def _store(hook: table.Hook, found: dict[str, Any], option: table.Option, value:
     if "\0" in value:
         raise HookError(f"{hook.name}: `--{option.name}` holds a NUL")
     if option.kind == table.LIST:
-        found[option.name] = found[option.name] + [part.strip() for part in value.split(",")]
+        found[option.name] += [part.strip() for part in value.split(",")]
     elif option.kind == table.TEXT:
         found[option.name] = value
     else:

@@ -25,6 +25,14 @@ class Preview:
         self.files: dict[bytes, bytes | None] = {}
         self.dirs: set[bytes] = set()
 
+    def plan_link(self, unsafe_path: bytes, target: bytes) -> None:
+        """A link will be there."""
+        self.links[normal(unsafe_path)] = target
+
+    def plan_file(self, unsafe_path: bytes, data: bytes | None) -> None:
+        """A file will be there, or will not (None)."""
+        self.files[normal(unsafe_path)] = data
+
     def readlink(self, unsafe_path: bytes) -> bytes | None:
         """The target of a link, planned or real; None where there is none."""
         planned = self.links.get(normal(unsafe_path))

@@ -6,6 +6,7 @@ sealed before anything of the container is looked at.
 
 from __future__ import annotations
 
+import _signal
 import fcntl
 import posix
 import sys
@@ -13,6 +14,7 @@ from _stat import S_IMODE, S_ISDIR, S_ISVTX
 
 from nvoci.errors import HookError
 from nvoci.linux import abi
+from nvoci.linux.fd import write_all
 from nvoci.linux.syscalls import close_range, prctl, prlimit
 
 _MAX_FD = 0xFFFFFFFF
@@ -29,6 +31,7 @@ def start() -> dict[bytes, bytes]:
     _check_own_files()
     _standard_fds()
     _close_foreign()
+    _standard_signals()
     prctl(abi.PR_SET_DUMPABLE, 0)
     prlimit(abi.RLIMIT_CORE, 0, 0)
     posix.umask(0)
@@ -41,7 +44,12 @@ def start() -> dict[bytes, bytes]:
 
 
 def _check_own_files() -> None:
-    """Refuse to run from files that anybody but root can change (12 us)."""
+    """Refuse to run from files that anybody but root can change (12 us).
+
+    In a user namespace that does not map the host's root its files look like anybody's (overflow uid), and so does
+    `/`: whoever owns that can change everything anyway.
+    """
+    roots = (0, posix.stat("/").st_uid)
     package = __file__.rpartition("/hook/")[0]
     own = [f"{package}/{room}" for room in ("hook", "linux", "oci", "hook/main.py")]
     while package:
@@ -51,7 +59,7 @@ def _check_own_files() -> None:
         st = posix.stat(path)
         others = 0o022 if st.st_gid else 0o002
         sticky = S_ISDIR(st.st_mode) and st.st_mode & S_ISVTX
-        if st.st_uid != 0 or (st.st_mode & others and not sticky):
+        if st.st_uid not in roots or (st.st_mode & others and not sticky):
             raise HookError(f"start: {path}: owned by uid {st.st_uid}, mode {S_IMODE(st.st_mode):04o}",
                             "what a hook runs from must belong to root and be writable by nobody else")  # fmt: skip
 
@@ -69,6 +77,14 @@ def _standard_fds() -> None:
         except OSError:
             # The lowest free number is `fd` itself, since those before it are open.
             posix.open(b"/dev/null", posix.O_RDWR)
+
+
+def _standard_signals() -> None:
+    """A blocked SIGALRM would disarm the watchdog, an ignored SIGCHLD would take the worker's exit away from us, and
+    Python's own SIGINT handler would print a traceback."""
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 
 def _close_foreign() -> None:
@@ -96,6 +112,12 @@ def seal_imports() -> None:
     sys.path_importer_cache.clear()
 
 
+def output(text: str) -> None:
+    """What a person asked to see, on stdout; `sys.stdout` is None where descriptor 1 was closed, and cannot write
+    every name in a locale that is not UTF-8. Raises OSError."""
+    write_all(1, text.encode("utf-8", "backslashreplace"))
+
+
 def finish(code: int) -> None:
     """Flush and end without the interpreter's clean-up (1.2 ms)."""
     for stream in (sys.stdout, sys.stderr):
@@ -104,4 +126,3 @@ def finish(code: int) -> None:
         except (OSError, ValueError, AttributeError):
             pass
     posix._exit(code)
-

@@ -8,7 +8,7 @@ import sys
 import time
 
 from nvoci import log
-from nvoci.errors import FAILED, OK, HookError, hook_error
+from nvoci.errors import FAILED, OK, ExitStatus, HookError, hook_error
 from nvoci.hook import enter, process, watchdog
 from nvoci.hook.container import OUTSIDE, Container
 from nvoci.hook.operation import Transaction
@@ -102,7 +102,7 @@ class _Job:
         for step in self.steps:
             for operation in self._plan(step, container):
                 if operation.preview(view):
-                    sys.stdout.write(f"{step[0]}: {operation.describe()}\n")
+                    process.output(f"{step[0]}: {operation.describe()}\n")
         return OK
 
 
@@ -124,15 +124,15 @@ def _mount_label(bundle: str) -> str:
 def _in_worker(job: _Job) -> int:
     """Fork, let the child enter the namespace and work, and report what it says. The parent never enters."""
     read_end, write_end = posix.pipe2(posix.O_CLOEXEC)
-    sys.stdout.flush()
     parent = posix.getpid()
+    # Before the fork, so that a signal finds a handler here at any time. The worker's own deadline comes first; this
+    # one is for a worker that cannot even be interrupted.
+    watchdog.start(job.settings.timeout + watchdog.GRACE + 1)
     pid = posix.fork()
     if pid == 0:
         posix.close(read_end)
         _worker(job, write_end, parent)
     posix.close(write_end)
-    # The worker's own deadline comes first; this is for one that cannot even be interrupted.
-    watchdog.start(job.settings.timeout + watchdog.GRACE + 1)
     report = _collect(pid, read_end, job.settings.timeout)
     watchdog.stop()
     code, _, rest = report.partition("\0")
@@ -140,7 +140,7 @@ def _in_worker(job: _Job) -> int:
     if not code.isdigit():
         raise HookError("hook: the worker in the container's mount namespace died", "see the kernel's log; run again")
     if message:
-        raise HookError(message, hint)
+        raise HookError(message, hint) if int(code) == FAILED else ExitStatus(int(code), message)
     return int(code)
 
 
@@ -156,6 +156,8 @@ def _worker(job: _Job, write_end: int, parent: int) -> None:
         report = f"{job.run()}\0\0"
     except HookError as e:
         report = f"{FAILED}\0{e.message}\0{e.hint}"
+    except ExitStatus as e:
+        report = f"{e.code}\0{e.message}\0"
     except OSError as e:
         error = hook_error("hook", e.filename or "", e)
         report = f"{FAILED}\0{error.message}\0{error.hint}"
@@ -175,12 +177,13 @@ def _collect(pid: int, read_end: int, seconds: float) -> str:
         while len(data) <= _MESSAGE_MAX:
             left = deadline - time.monotonic()
             try:
-                watchdog.check()
-                ready = left > 0 and bool(select.select([read_end], [], [], min(left, 1.0))[0])
+                if not told:
+                    watchdog.check()
+                # A signal does not end select(2) in Python, so it is looked for now and then.
+                ready = left > 0 and bool(select.select([read_end], [], [], min(left, 0.2))[0])
             except HookError:
-                if told:
-                    break
                 told = True  # we were told to end: so is the worker, which then undoes and reports
+                watchdog.stop()
                 posix.kill(pid, _SIGTERM)
                 deadline = time.monotonic() + 2 * watchdog.GRACE + 1
                 continue

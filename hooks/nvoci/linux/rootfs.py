@@ -10,7 +10,7 @@ from __future__ import annotations
 import posix
 import sys
 from _stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
-from errno import E2BIG, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ESTALE
+from errno import E2BIG, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, ESTALE
 
 from nvoci.errors import HookError, hook_error
 from nvoci.linux import procfs
@@ -80,15 +80,18 @@ class Made:
         self._steps.append((parent, name, (st.st_dev, st.st_ino)))
 
     def undo(self) -> None:
-        """Remove those that are still ours and empty."""
+        """Remove those that are still ours and empty. At one that is not empty it stops, and a later call goes on: a
+        staging directory may still lie there, or it was filled by somebody else and is theirs now."""
         while self._steps:
-            parent, name, identity = self._steps.pop()
+            parent, name, identity = self._steps[-1]
             try:
                 st = posix.stat(name, dir_fd=parent.fileno(), follow_symlinks=False)
                 if (st.st_dev, st.st_ino) == identity:
                     posix.rmdir(name, dir_fd=parent.fileno())
-            except OSError:
-                continue  # gone, or filled by somebody else: theirs now
+            except OSError as e:
+                if e.errno in (ENOTEMPTY, EEXIST):
+                    return
+            self._steps.pop()
 
 
 class Rootfs:
@@ -216,8 +219,14 @@ class Rootfs:
                 directory = self.dir(path)
                 break
             except FileNotFoundError:
-                path, name = split(path)
-                missing.append(name)
+                path = path.rstrip(b"/")
+                if path.endswith(b"/."):
+                    path = path[:-2]
+                elif path.endswith(b"/.."):
+                    raise
+                else:
+                    path, name = split(path)
+                    missing.append(name)
         while missing:
             name = missing.pop()
             path = path + b"/" + name

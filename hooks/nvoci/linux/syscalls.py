@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posix
 from _struct import pack, unpack_from
+from errno import EFAULT
 
 from nvoci.linux import abi
 from nvoci.linux.libc import address, buffer, syscall
@@ -168,6 +169,15 @@ def seccomp_load(program: bytes) -> None:
     code = _c_string(program)
     # struct sock_fprog of linux/filter.h: {u16 len, (padding), pointer}
     syscall(_NR["seccomp"], abi.SECCOMP_SET_MODE_FILTER, 0, pack("=HxxxxxxQ", len(program) // 8, address(code)))
+
+
+def seccomp_available() -> bool:
+    """Whether seccomp(2) takes filters from us: a NULL program is EFAULT then, another errno otherwise."""
+    try:
+        syscall(_NR["seccomp"], abi.SECCOMP_SET_MODE_FILTER, 0, None)
+    except OSError as e:
+        return bool(e.errno == EFAULT)
+    return False
 
 
 def prlimit(resource: int, soft: int, hard: int) -> None:

@@ -6,8 +6,10 @@ trusted for what it says because the runtime wrote it, so another owner, or a fi
 
 from __future__ import annotations
 
+import posix
+
 from nvoci.errors import HookError, printable
-from nvoci.jsonfile import load_object, read_file
+from nvoci.jsonfile import load_object, path_from_json, read_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_CONFIG = 16 << 20
 _loaded: dict[str, dict[str, Any]] = {}
+_OVERFLOW_UID = 65534  # how a user namespace shows an owner that it does not map: the host's root, too
 _HINT = "check the bundle that the runtime made"
 
 
@@ -24,7 +27,8 @@ def load(bundle: str) -> dict[str, Any]:
     if known is not None:
         return known
     path = f"{bundle}/config.json"
-    data = read_file(path, MAX_CONFIG, "read config", refuse_mode=0o002)
+    owners = (0, posix.geteuid(), _OVERFLOW_UID)
+    data = read_file(path, MAX_CONFIG, "read config", refuse_mode=0o002, owners=owners)
     _loaded[bundle] = load_object(data, "read config", path, _HINT)
     return _loaded[bundle]
 
@@ -33,9 +37,12 @@ def root_path(bundle: str) -> str:
     """`root.path`, or "" where there is none."""
     root = load(bundle).get("root")
     path = root.get("path", "") if isinstance(root, dict) else ""
-    if not isinstance(path, str) or "\0" in path:
-        raise HookError(f"read config {printable(bundle)}/config.json: `root.path` is not a path", _HINT)
-    return path
+    try:
+        if isinstance(path, str):
+            return path_from_json(path)
+    except ValueError:
+        pass
+    raise HookError(f"read config {printable(bundle)}/config.json: `root.path` is not a path", _HINT)
 
 
 def mount_label(config: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import time
 from errno import EAGAIN
 
 from nvoci.errors import HookError, hook_error, printable
-from nvoci.jsonfile import load_object, read_file
+from nvoci.jsonfile import load_object, path_from_json, read_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def parse(data: bytes) -> State:
     annotations = doc.get("annotations")
     if not isinstance(annotations, dict):
         annotations = {}
-    return State(_text(doc, "id"), _pid(doc), _text(doc, "bundle"), _text(doc, "root"), annotations)
+    bundle, root = path_from_json(_text(doc, "bundle")), path_from_json(_text(doc, "root"))
+    return State(_text(doc, "id"), _pid(doc), bundle, root, annotations)
 
 
 def _text(doc: dict[str, Any], key: str) -> str:
@@ -128,4 +129,3 @@ def _config_root(bundle: str) -> str:
     if not bundle:
         raise HookError("read state: neither `root` nor `bundle` is given", _HINT)
     return root_path(bundle)
-
