@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import _install_hot as hot
 from _install_lib import InstallError, Interpreter, doing, require_trusted, sha256
 
 if TYPE_CHECKING:
@@ -143,6 +144,15 @@ def settle(top: Path) -> None:
             sync_directory(Path(place))
 
 
+def run_python(python: Interpreter, staging: Path, *words: str) -> None:
+    """A program of ours in the interpreter of the hooks: what it writes is code for that one."""
+    command = [python.path, "-ISB", *words]
+    done = subprocess.run(command, env={}, cwd="/", capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = ascii((done.stderr.strip().splitlines() or ["no message"])[-1])[1:-1]
+        raise InstallError("compile", staging, errno.ENOEXEC, f"{python.path}: {last}")
+
+
 def stage(lib: Path, final: Path, files: dict[str, bytes], python: Interpreter) -> Path:
     """Write and compile everything in a temporary directory beside its place; the caller renames or removes it."""
     with doing("make directory", lib):
@@ -152,11 +162,8 @@ def stage(lib: Path, final: Path, files: dict[str, bytes], python: Interpreter) 
             make_directories((staging / name).parent, [])
             write_file(staging / name, content)
         # dfile: tracebacks name the place where the file will be.
-        command = [python.path, "-ISB", "-c", COMPILE, str(staging), str(final)]
-        done = subprocess.run(command, env={}, cwd="/", capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = ascii((done.stderr.strip().splitlines() or ["no message"])[-1])[1:-1]
-            raise InstallError("compile", staging, errno.ENOEXEC, f"{python.path}: {last}")
+        run_python(python, staging, "-c", COMPILE, str(staging), str(final))
+        run_python(python, staging, "-X", "no_debug_ranges", hot.__file__, str(staging), str(final))
         settle(staging)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)

@@ -6,13 +6,14 @@ Performance contract: a new link costs one symlinkat(2) and a dictionary look-up
 from __future__ import annotations
 
 import posix
-from _stat import S_IMODE, S_ISBLK, S_ISCHR, S_ISDIR, S_ISLNK
+from _stat import S_IMODE, S_ISBLK, S_ISCHR, S_ISDIR
 from errno import EINVAL, EISDIR, ENOENT
 
 from nvoci import log
 from nvoci.errors import HookError, printable
 from nvoci.hook.operation import Operation, Transaction
 from nvoci.linux import procfs
+from nvoci.linux.fd import read_at_most
 from nvoci.linux.rootfs import Dir, Made, Rootfs, split
 
 TYPE_CHECKING = False
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from nvoci.hook.preview import Preview
     from nvoci.linux.staging import Replaced
 
-GENERATED_MAX = 1 << 20
+OWN_MAX = 1 << 20  # of a generated file that is only looked for
 
 
 def shown(unsafe_path: bytes) -> str:
@@ -104,17 +105,14 @@ def _unlink_own_link(directory: Dir, name: bytes, target: bytes) -> None:
 class WriteFile(Operation):
     """A generated file with exactly this content and mode, replaced atomically; an equal one is left alone."""
 
-    __slots__ = ("_made", "_replaced", "data", "dir_mode", "keep_existing", "mode", "path", "rootfs")
+    __slots__ = ("_made", "_replaced", "data", "dir_mode", "mode", "path", "rootfs")
 
-    def __init__(
-        self, rootfs: Rootfs, path: bytes, data: bytes, mode: int, dir_mode: int = 0o755, keep_existing: bool = False
-    ) -> None:
+    def __init__(self, rootfs: Rootfs, path: bytes, data: bytes, mode: int, dir_mode: int = 0o755) -> None:
         self.rootfs = rootfs
         self.path = path
         self.data = data
         self.mode = mode
         self.dir_mode = dir_mode
-        self.keep_existing = keep_existing
         self._made: Made | None = None
         self._replaced: Replaced | None = None
 
@@ -122,8 +120,7 @@ class WriteFile(Operation):
         return f"write {shown(self.path)} ({len(self.data)} bytes, mode {self.mode:04o})"
 
     def preview(self, view: Preview) -> bool:
-        present = view.read_file(self.path, GENERATED_MAX)
-        if present == self.data or (self.keep_existing and present is not None):
+        if view.read_file(self.path, len(self.data)) == self.data:
             return False
         view.plan_file(self.path, self.data)
         return True
@@ -140,15 +137,11 @@ class WriteFile(Operation):
 
     def _is_right(self, directory: Dir, name: bytes) -> bool:
         try:
-            st = posix.stat(name, dir_fd=directory.fileno(), follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        if self.keep_existing and not S_ISLNK(st.st_mode):
-            return True
-        if st.st_size != len(self.data) or S_IMODE(st.st_mode) != self.mode:
-            return False
-        try:
-            return self.rootfs.read_file(self.path, GENERATED_MAX) == self.data
+            with directory.open_file(name) as fd:
+                st = fd.stat()
+                if st.st_size != len(self.data) or S_IMODE(st.st_mode) != self.mode:
+                    return False
+                return read_at_most(fd.fileno(), len(self.data)) == self.data
         except OSError:
             return False
 
@@ -174,7 +167,7 @@ class RemoveFile(Operation):
         return f"remove {shown(self.path)}"
 
     def preview(self, view: Preview) -> bool:
-        present = view.read_file(self.path, GENERATED_MAX) is not None
+        present = view.read_file(self.path, OWN_MAX) is not None
         if present:
             view.plan_file(self.path, None)
         return present

@@ -35,6 +35,14 @@ def split(unsafe_path: bytes) -> tuple[bytes, bytes]:
     return directory, name
 
 
+def _open_regular(handle: Fd, unsafe_path: bytes) -> Fd:
+    """What an O_PATH handle refers to, open for reading, if it is a regular file: the type comes before the open."""
+    mode = handle.stat().st_mode
+    if not S_ISREG(mode):
+        raise OSError(EISDIR if S_ISDIR(mode) else EINVAL, "not a regular file", unsafe_path)
+    return Fd(procfs.reopen(handle.fileno(), posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY))
+
+
 class Dir:
     """A directory below the root. `fileno()` opens it again if its handle was closed meanwhile, and then insists on
     the same inode, so one path never means two directories."""
@@ -59,6 +67,12 @@ class Dir:
             self._fd = fd
             self._rootfs.keep(self)
         return self._fd
+
+    def open_file(self, name: bytes) -> Fd:
+        """`Rootfs.open_file` of a name in this directory; a link is EINVAL."""
+        flags = posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC
+        with Fd(posix.open(name, flags, dir_fd=self.fileno())) as handle:
+            return _open_regular(handle, name)
 
     def release(self) -> None:
         """Close the handle; the directory stays usable."""
@@ -170,10 +184,7 @@ class Rootfs:
         """A regular file, open for reading. The type is checked on the handle before anything is opened for I/O, so
         a FIFO, device or socket is never touched: EISDIR or EINVAL."""
         with self.lookup(unsafe_path, flags) as handle:
-            mode = handle.stat().st_mode
-            if not S_ISREG(mode):
-                raise OSError(EISDIR if S_ISDIR(mode) else EINVAL, "not a regular file", unsafe_path)
-            return Fd(procfs.reopen(handle.fileno(), posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY))
+            return _open_regular(handle, unsafe_path)
 
     def read_file(self, unsafe_path: bytes, limit: int) -> bytes:
         """The whole of a regular file of at most `limit` bytes; EFBIG beyond."""

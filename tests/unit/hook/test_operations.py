@@ -175,7 +175,6 @@ NOTHING = {
     "mode that is right": _chmod(b"/f", 0o640),
     "link that is right": _link(b"/l", b"old"),
     "file that is right": _write(b"/f", b"content", 0o640),
-    "file that is to be kept": _write(b"/f", b"new", keep_existing=True),
 }
 
 

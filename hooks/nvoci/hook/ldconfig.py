@@ -1,0 +1,224 @@
+"""The operation that runs the host's ldconfig on a container's root and publishes what it found.
+
+ldconfig itself changes nothing: it is confined, with `-X` (make no links), and its cache goes to its own tmpfs. Its
+verbose output lists the links it would have made; they are made here on handles. The names in it come from libraries
+of the image, so each is checked.
+"""
+
+from __future__ import annotations
+
+import posix
+from errno import EINVAL, ENOENT, ENOTDIR, EROFS
+
+from nvoci import ldcache, log
+from nvoci.errors import HookError, hook_error, printable
+from nvoci.hook import dropins
+from nvoci.hook.mounts import GeneratedMount
+from nvoci.hook.operation import Operation, Transaction
+from nvoci.hook.operations import MakeLink, WriteFile, shown
+from nvoci.linux import abi, confine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from nvoci.hook.container import Container
+    from nvoci.linux.rootfs import Rootfs
+
+CACHE = b"etc/ld.so.cache"
+CONF_HINT = "ld.so.conf and what it includes must be regular files of at most 1 MiB, and no more than 1024"
+_NEW_CONF, _NEW_CACHE = b"ld.so.conf", b"ld.so.cache"
+_SECONDS = 20.0
+_ARROW = b" -> "
+_CACHE_MAX = 64 << 20
+
+
+class RunLdconfig(Operation):
+    """Everything it does is done by operations of its own, which its undo takes back in reverse."""
+
+    __slots__ = ("_done", "container", "folders", "program", "system")
+
+    def __init__(
+        self, container: Container, program: confine.Program, folders: Sequence[bytes], system: Sequence[bytes]
+    ) -> None:
+        self.container = container
+        self.program = program
+        self.folders = folders
+        self.system = system
+        self._done: list[Operation] = []
+
+    def describe(self) -> str:
+        return f"run {self.program.name} confined, and write its soname links and {shown(CACHE)}"
+
+    def execute(self, transaction: Transaction) -> None:
+        output, cache = self._run()
+        for link in wanted_links(self.container.rootfs, output):
+            try:
+                self._perform(link, transaction)
+            except OSError as e:
+                if e.errno != EROFS or transaction.strict:
+                    raise hook_error("make", link.describe(), e) from None
+                self._done.pop().undo()
+                log.warning(f"update-ldcache: {link.describe()}: left out, read-only file system (EROFS)")
+        self._publish(cache, transaction)
+
+    def _perform(self, operation: Operation, transaction: Transaction) -> None:
+        self._done.append(operation)
+        operation.execute(transaction)
+
+    def undo(self) -> None:
+        while self._done:
+            self._done.pop().undo()
+
+    def _run(self) -> tuple[bytes, bytes]:
+        """ldconfig's verbose output, and the cache."""
+        rootfs, name = self.container.rootfs, self.program.name
+        place = confine.writable_place(rootfs)
+        top = b"/" + place + b"/"
+        argv = [b"ldconfig", b"-X", b"-i", b"-v", b"-f", top + _NEW_CONF, b"-C", top + _NEW_CACHE]
+        seconds = max(1.0, min(_SECONDS, self.container.settings.timeout - 2))
+        result = confine.run(
+            self.program, rootfs.fileno(), argv, place=place, seconds=seconds,
+            files={_NEW_CONF: self._conf()}, outputs=(_NEW_CACHE,),
+        )  # fmt: skip
+        if result.timed_out:
+            raise HookError(f"run {name}: not finished after {seconds:g} s, and killed",
+                            "a library directory of the image does not answer, or is endless")  # fmt: skip
+        if result.status != 0:
+            raise HookError(f"run {name}: {_ended(result.status)}{_complaint(result.stderr)}", "see its own message")
+        if not result.filtered:
+            log.warning("update-ldcache: the kernel takes no seccomp filter; ldconfig ran without capabilities instead")
+        if result.truncated:
+            raise HookError(f"run {name}: its list of libraries is longer than {confine.STDOUT_MAX >> 20} MiB")
+        cache = result.outputs.get(_NEW_CACHE, b"")
+        try:
+            ldcache.parse(cache)
+        except ldcache.CacheError as e:
+            raise HookError(f"run {name}: the cache it wrote is invalid: {e}", "name another --ldconfig-path") from None
+        return result.stdout, cache
+
+    def _conf(self) -> bytes:
+        """What the image's ld.so.conf and our drop-ins name, flat; ours also where the image does not include them."""
+        try:
+            named = ldcache.conf_directories(self.container.rootfs)
+            compat = ldcache.conf_directories(self.container.rootfs, b"/" + dropins.FOLDER + dropins.COMPAT)
+        except OSError as e:
+            raise hook_error("read", e.filename or ldcache.CONF, e, CONF_HINT) from None
+        known = set(named)
+        ours = [*compat, *(f for f in self.folders if f not in self.system)]
+        first = [f for f in ours if (f.rstrip(b"/") or b"/") not in known]
+        last = [s for s in self.system if s not in known]
+        return b"".join(d + b"\n" for d in (*first, *named, *last))
+
+    def _publish(self, cache: bytes, transaction: Transaction) -> None:
+        rootfs = self.container.rootfs
+        if not is_read_only(rootfs, b"etc"):
+            self._perform(WriteFile(rootfs, CACHE, cache, 0o644), transaction)
+            return
+        try:
+            if rootfs.read_file(CACHE, _CACHE_MAX) == cache:
+                return
+        except OSError as e:
+            if e.errno not in (ENOENT, ENOTDIR):
+                raise hook_error("read", CACHE, e) from None
+            message = f"{shown(CACHE)}: not there, and the root is read-only (EROFS), so it cannot be made"
+            hint = "put an ld.so.cache into the image, or call the hook as createRuntime"
+            if self.container.settings.strict:
+                raise HookError(message, hint) from None
+            log.warning(f"update-ldcache: {message}; {hint}")
+            return
+        self._perform(GeneratedMount(self.container, CACHE, cache, 0o644, "a new ld.so.cache"), transaction)
+
+
+def is_read_only(rootfs: Rootfs, path: bytes) -> bool:
+    """Whether `path` lies on a read-only mount (or, where it is missing, the root does)."""
+    try:
+        handle = rootfs.lookup(path)
+    except OSError as e:
+        if e.errno not in (ENOENT, ENOTDIR):
+            raise
+        handle = rootfs.lookup(b".")
+    with handle:
+        return bool(posix.fstatvfs(handle.fileno()).f_flag & abi.ST_RDONLY)
+
+
+def _ended(status: int) -> str:
+    return f"exit status {status}" if status > 0 else f"killed by signal {-status}"
+
+
+def _complaint(stderr: bytes) -> str:
+    """The last line that is not about a directory that is missing or named twice."""
+    for line in reversed(stderr.splitlines()):
+        if line and b"Can't stat " not in line and b"given more than once" not in line and not line.startswith(b"("):
+            return ": " + printable(line[:500])
+    return ""
+
+
+# -- the links --------------------------------------------------------------------------------------------------
+
+
+def parse_output(output: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """(directory, soname, file) for each link that ldconfig would see to.
+
+    Lines are `DIRECTORY: (from CONF:LINE)` or `DIRECTORY: (hwcap: NUMBER) …` or `DIRECTORY:`, then a tab, `SONAME ->
+    FILE` and what became of it. In `DIRECTORY: (hwcap: "NAME") …` (glibc-hwcaps) the cache names the files
+    themselves, and ldconfig makes no links. A name that no file in the directory can have is passed over.
+    """
+    directory = b""
+    for line in output.split(b"\n"):
+        if line.startswith(b"/"):
+            directory = (line.partition(b": (")[0] if b": (" in line else line).rstrip(b":")
+            if b': (hwcap: "' in line:
+                directory = b""
+        elif line.startswith(b"\t") and directory:
+            names = line[1:].split(_ARROW)
+            for suffix in (b" (changed)", b" (SKIPPED)"):
+                if names[-1].endswith(suffix):
+                    names[-1] = names[-1][: -len(suffix)]
+            if len(names) == 2 and all(is_name(name) for name in names):
+                yield directory, names[0], names[1]
+            else:
+                log.warning("update-ldcache: soname is not a file name, no link made",
+                            directory=directory, line=line[1:200])  # fmt: skip
+
+
+def is_name(name: bytes) -> bool:
+    """Whether `name` can be a file in a directory, and stands on one line."""
+    if not 0 < len(name) < 256 or name in (b".", b".."):
+        return False
+    return not any(c < 0x20 or c in b"\x7f/" for c in name)
+
+
+def wanted_links(rootfs: Rootfs, output: bytes) -> Iterator[MakeLink]:
+    """An operation for each link that is missing, or leads to another file than ldconfig chose."""
+    for directory, soname, name in parse_output(output):
+        if soname != name and _is_link_wanted(rootfs, directory, soname, name):
+            yield MakeLink(rootfs, name, directory + b"/" + soname)
+
+
+def _is_link_wanted(rootfs: Rootfs, directory: bytes, soname: bytes, name: bytes) -> bool:
+    try:
+        here = rootfs.dir(directory).fileno()
+        try:
+            if posix.readlink(soname, dir_fd=here) == name:
+                return False
+        except FileNotFoundError:
+            pass
+        except OSError as e:
+            if e.errno == EINVAL:
+                return False  # a file of its own: ldconfig leaves it alone, and so do we
+            raise
+        chosen = rootfs.stat(directory + b"/" + name)
+    except OSError as e:
+        if e.errno in (ENOENT, ENOTDIR):
+            return False  # gone meanwhile
+        raise hook_error("look at", directory + b"/" + name, e) from None
+    return not _leads_to(rootfs, directory + b"/" + soname, chosen)
+
+
+def _leads_to(rootfs: Rootfs, path: bytes, chosen: posix.stat_result) -> bool:
+    try:
+        st = rootfs.stat(path)
+    except OSError:
+        return False
+    return (st.st_dev, st.st_ino) == (chosen.st_dev, chosen.st_ino)
