@@ -8,14 +8,14 @@ file is ever opened.
 
 from __future__ import annotations
 
-from _struct import iter_unpack, unpack_from
+from _struct import iter_unpack, pack_into, unpack_from
 from errno import E2BIG, EISDIR, ELOOP, ENOENT, ENOTDIR
 
 from nvoci.linux.fd import read_at_most
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from nvoci.linux.rootfs import Rootfs
 
@@ -82,6 +82,23 @@ def _string(data: bytes, at: int) -> bytes:
     if end < 0:
         raise CacheError("string outside of the file, or without end")
     return data[at:end]
+
+
+def redirected(data: bytes, paths: Mapping[bytes, bytes]) -> bytes:
+    """The cache with other files behind its names: for each path in `paths` the one given there. Raises CacheError.
+
+    The new strings stand at the end, behind the extensions: ld.so checks offsets against the size of the file alone.
+    """
+    start = _new_header(data)
+    order = ">" if data[start + 28] & 3 == _BIG_ENDIAN else "<"
+    count = unpack_from(order + "I", data, start + 20)[0]
+    out = bytearray(data)
+    for at in range(start + _NEW_HEADER + 8, start + _NEW_HEADER + count * _NEW_ENTRY, _NEW_ENTRY):
+        path = paths.get(_string(data, start + unpack_from(order + "I", data, at)[0]))
+        if path is not None:
+            pack_into(order + "I", out, at, len(out) - start)
+            out += path + b"\0"
+    return bytes(out)
 
 
 # -- ld.so.conf -------------------------------------------------------------------------------------------------

@@ -106,8 +106,8 @@ int main(int argc, char **argv)
         else if (!strcmp(a, "handle")) say(a, syscall(SYS_open_by_handle_at, 0, 0, 0));
         else if (!strcmp(a, "fork")) say(a, syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0));
         else if (!strcmp(a, "execveat")) say(a, syscall(SYS_execveat, 0, "", argv, environ, AT_EMPTY_PATH));
-        else if (!strcmp(a, "again")) say(a, syscall(SYS_execveat, 200, "", argv, environ, AT_EMPTY_PATH));
-        else if (!strcmp(a, "dup")) say(a, dup2(0, 200));
+        else if (!strcmp(a, "again")) say(a, syscall(SYS_execveat, 64, "", argv, environ, AT_EMPTY_PATH));
+        else if (!strcmp(a, "dup")) say(a, dup2(0, 64));
         else if (!strcmp(a, "nofile")) say(a, raise_limit(RLIMIT_NOFILE));
         else if (!strcmp(a, "nproc")) say(a, raise_limit(RLIMIT_NPROC));
         else if (!strcmp(a, "pid")) say(a, getpid());

@@ -268,3 +268,17 @@ def test_a_pattern_with_many_stars_is_quick() -> None:
     start = time.monotonic()
     assert not match(b"*a" * 120 + b"b", b"a" * 255)
     assert time.monotonic() - start < 1
+
+
+def test_a_redirected_entry_leads_to_the_other_file_and_ldconfig_reads_it(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    subprocess.run(["/sbin/ldconfig", "-X", "-C", cache], check=True)
+    old = ldcache.parse(cache.read_bytes())
+    chosen = old[len(old) // 2]
+    cache.write_bytes(ldcache.redirected(cache.read_bytes(), {chosen.unsafe_path: b"/x/the-file-itself.so.9"}))
+    new = ldcache.parse(cache.read_bytes())
+    assert [e.unsafe_path for e in new] == [
+        b"/x/the-file-itself.so.9" if e.unsafe_path == chosen.unsafe_path else e.unsafe_path for e in old
+    ]
+    shown = subprocess.run(["/sbin/ldconfig", "-p", "-C", cache], capture_output=True, check=True).stdout
+    assert b"=> /x/the-file-itself.so.9\n" in shown

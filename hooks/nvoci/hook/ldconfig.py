@@ -51,7 +51,16 @@ class RunLdconfig(Operation):
         return f"run {self.program.name} confined, and write its soname links and {shown(CACHE)}"
 
     def execute(self, transaction: Transaction) -> None:
-        output, cache = self._run()
+        output, cache, skipped = self._run()
+        missing = self._make_links(output, transaction)
+        if skipped and self._done:
+            # A link that led nowhere (libcuda.so, to a soname link not yet made) now leads to a library.
+            cache = self._run()[1]
+        self._publish(ldcache.redirected(cache, missing) if missing else cache, transaction)
+
+    def _make_links(self, output: bytes, transaction: Transaction) -> dict[bytes, bytes]:
+        """Make the links; returns those that a read-only file system does not take, with the file each leads to."""
+        missing: dict[bytes, bytes] = {}
         for link in wanted_links(self.container.rootfs, output):
             try:
                 self._perform(link, transaction)
@@ -59,8 +68,9 @@ class RunLdconfig(Operation):
                 if e.errno != EROFS or transaction.strict:
                     raise hook_error("make", link.describe(), e) from None
                 self._done.pop().undo()
-                log.warning(f"update-ldcache: {link.describe()}: left out, read-only file system (EROFS)")
-        self._publish(cache, transaction)
+                missing[link.link] = link.link.rpartition(b"/")[0] + b"/" + link.target
+                log.info(f"update-ldcache: {link.describe()}: read-only file system, the cache names the file itself")
+        return missing
 
     def _perform(self, operation: Operation, transaction: Transaction) -> None:
         self._done.append(operation)
@@ -70,8 +80,8 @@ class RunLdconfig(Operation):
         while self._done:
             self._done.pop().undo()
 
-    def _run(self) -> tuple[bytes, bytes]:
-        """ldconfig's verbose output, and the cache."""
+    def _run(self) -> tuple[bytes, bytes, bool]:
+        """ldconfig's verbose output, the cache, and whether it met a link that leads nowhere."""
         rootfs, name = self.container.rootfs, self.program.name
         place = confine.writable_place(rootfs)
         top = b"/" + place + b"/"
@@ -95,7 +105,7 @@ class RunLdconfig(Operation):
             ldcache.parse(cache)
         except ldcache.CacheError as e:
             raise HookError(f"run {name}: the cache it wrote is invalid: {e}", "name another --ldconfig-path") from None
-        return result.stdout, cache
+        return result.stdout, cache, b"Cannot stat " in result.stderr
 
     def _conf(self) -> bytes:
         """What the image's ld.so.conf and our drop-ins name, flat; ours also where the image does not include them."""

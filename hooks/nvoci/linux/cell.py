@@ -19,7 +19,7 @@ import _signal
 import fcntl
 import posix
 import select
-from errno import EINVAL, ENOENT, ENOSYS, ENOTDIR, EPERM, ESRCH
+from errno import EINVAL, EMFILE, ENOENT, ENOSYS, ENOTDIR, EPERM, ESRCH
 from stat import S_ISREG
 
 from nvoci.linux import abi, seccomp
@@ -57,7 +57,7 @@ _DIRECTORY = posix.O_DIRECTORY | posix.O_CLOEXEC
 # A kernel without the new mount calls, or a seccomp profile that does not know them.
 _NOT_AVAILABLE = (ENOSYS, EPERM)
 _REVEALING = (b"proc", b"sysfs")
-_NOFILE = 64
+_NOFILE = seccomp.EXEC_FD
 # Address space is no memory: a program that maps a library of 4 GiB to look at its headers is fine. What it writes is
 # counted by RLIMIT_DATA.
 _AS, _DATA, _FSIZE = 64 << 30, 512 << 20, OUTPUT_MAX
@@ -348,7 +348,10 @@ def _become(cell: Cell) -> None:
         cell.report = fcntl.fcntl(cell.report, fcntl.F_DUPFD_CLOEXEC, seccomp.EXEC_FD + 1)
     for number, fd in enumerate((cell.stdin, cell.stdout, cell.stderr)):
         posix.dup2(fd, number)
-    posix.dup2(cell.program, seccomp.EXEC_FD, inheritable=False)
+    try:
+        posix.dup2(cell.program, seccomp.EXEC_FD, inheritable=False)
+    except OSError:
+        raise OSError(EMFILE, f"RLIMIT_NOFILE is {seccomp.EXEC_FD} or less") from None
     _close_others(cell.report)
     _limit(cell.seconds)
     cell.stage = "load the seccomp filter"

@@ -14,11 +14,12 @@ import fcntl
 import posix
 import select
 import time
-from errno import EACCES, EAGAIN, EINVAL, EISDIR, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, EROFS
+from errno import EACCES, EAGAIN, EINVAL, EISDIR, EMFILE, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, EROFS
 
 from nvoci.errors import HookError, errno_name, hook_error
 from nvoci.linux import abi, cell, procfs
 from nvoci.linux.fd import Fd, write_all
+from nvoci.linux.seccomp import EXEC_FD
 from nvoci.linux.syscalls import memfd_create, setns, unshare
 
 TYPE_CHECKING = False
@@ -193,6 +194,8 @@ def _parse_report(report: bytes, result: Result, name: str) -> bool:
 
 
 def _failed(name: str, number: int, stage: str) -> HookError:
+    if number == EMFILE:
+        return HookError(f"run {name} confined: {stage}: EMFILE", f"raise RLIMIT_NOFILE of the runtime above {EXEC_FD}")
     hint = "CAP_SYS_ADMIN, and a kernel with mount, pid, net, ipc and uts namespaces, are needed"
     if stage == "execute":
         hint = "it must be static: nothing of the container is executed"

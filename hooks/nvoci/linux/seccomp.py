@@ -13,7 +13,7 @@ from nvoci.linux import abi
 
 # The descriptor of the program itself. It lies above the RLIMIT_NOFILE that the program gets, so that no file that
 # the program opens can have this number, and execveat(2) works for nothing else.
-EXEC_FD = 200
+EXEC_FD = 64
 
 # asm/unistd_64.h
 _X86_64 = {
