@@ -73,8 +73,8 @@ class Checkout:
 def copy_installer(top: Path) -> Checkout:
     """scripts/install and its modules, and a venv with nothing but what is vendored."""
     (top / "scripts").mkdir(parents=True)
-    for name in ("install", "_install_lib.py", "_install_tree.py"):
-        shutil.copy(ROOT / "scripts" / name, top / "scripts" / name)
+    for source in (ROOT / "scripts/install", *(ROOT / "scripts").glob("_install_*.py")):
+        shutil.copy(source, top / "scripts")
     site = top / ".venv/lib/python3.11/site-packages"
     site.mkdir(parents=True)
     for name in (
@@ -89,6 +89,15 @@ def copy_installer(top: Path) -> Checkout:
         for source in SITE.glob(name):
             shutil.copytree(source, site / source.name)
     return Checkout(top)
+
+
+def copy_project(top: Path) -> Checkout:
+    """The installer and the real package."""
+    found = copy_installer(top)
+    for name in ("hooks", "oci-hooks.d"):
+        if (ROOT / name).exists():
+            shutil.copytree(ROOT / name, top / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return found
 
 
 @pytest.fixture

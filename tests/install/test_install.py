@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from install.conftest import ROOT, Checkout, copy_installer, listing, output
+from install.conftest import Checkout, copy_project, listing, output
 
 ENTRIES = ("nvidia-cdi-hook", "nvidia-ctk", "nvoci")
 
@@ -31,6 +31,10 @@ def test_entry_files_have_the_written_form(checkout: Checkout, prefix: Path) -> 
         f"#!{python} -ISB",
         "import sys, posix",
         f"sys.path.insert(0, '{prefix}/lib/' + posix.readlink('{prefix}/lib/nvoci'))",
+        "try:",
+        "    import nvoci_hot",
+        "except Exception:",
+        "    pass",
         "from nvoci.hook.main import cdi_hook",
         "cdi_hook()",
     ]
@@ -87,13 +91,17 @@ def test_every_source_has_an_unchecked_hash_pyc(checkout: Checkout, prefix: Path
         assert struct.unpack("<I", compiled.read_bytes()[4:8]) == (0b01,)  # PEP 552: hash-based, not checked
 
 
-def test_a_pyc_is_used_and_none_is_written(checkout: Checkout, prefix: Path) -> None:
+# nvoci_hot.pyc; without it nvoci, nvoci.hook, nvoci.hook.main, nvoci.hook.late.
+@pytest.mark.parametrize("files", [1, 4])
+def test_a_pyc_is_used_and_none_is_written(checkout: Checkout, prefix: Path, files: int) -> None:
     checkout.install(prefix)
+    if files > 1:
+        (prefix / "lib/nvoci/nvoci_hot.pyc").unlink()
     before = listing(prefix)
     words = [os.path.realpath("/usr/bin/python3"), "-ISBv", prefix / "bin/nvidia-cdi-hook"]
     told = subprocess.run(words, capture_output=True, text=True, check=True).stderr
     loaded = [line for line in told.splitlines() if line.startswith(f"# code object from '{prefix}/lib/")]
-    assert len(loaded) == 4  # nvoci, nvoci.hook, nvoci.hook.main, nvoci.hook.late
+    assert len(loaded) == files
     assert all(line.endswith(".pyc'") for line in loaded)
     assert listing(prefix) == before
 
@@ -229,10 +237,7 @@ def test_wheels_and_venv_give_the_same(checkout: Checkout, prefix: Path, tmp_pat
 
 
 def test_real_hooks_run_with_checkout_and_venv_gone(tmp_path: Path, prefix: Path) -> None:
-    copy = copy_installer(tmp_path / "copy")
-    for name in ("hooks", "oci-hooks.d"):
-        if (ROOT / name).exists():
-            shutil.copytree(ROOT / name, copy.top / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copy = copy_project(tmp_path / "copy")
     assert copy.install(prefix).code == 0
     shutil.rmtree(copy.top)
     before = listing(prefix)

@@ -1,4 +1,5 @@
-"""What a hook process really imports, in a fresh interpreter: its own hot modules and the hot list."""
+"""What a hook process really imports, in a fresh interpreter: its own hot modules and the hot list. From an installed
+tree its own modules come in one file, nvoci_hot.pyc, all of them."""
 
 from __future__ import annotations
 
@@ -32,15 +33,20 @@ def imported(*command: str) -> set[str]:
 
     That is written to stderr as it happens, so neither os._exit nor a forked worker hides anything.
     """
-    words = [PYTHON, "-ISB", "-X", "importtime", "-c", *command]
-    done = subprocess.run(words, input="{}", capture_output=True, text=True, timeout=60, cwd="/")
+    told = stderr_of("-X", "importtime", *command)
+    return {m[1] for m in re.finditer(r"^import time: +\d+ \| +\d+ \| +(\S+)$", told, re.MULTILINE)}
+
+
+def stderr_of(*words: str) -> str:
+    """What the interpreter of the hooks tells about its imports."""
+    done = subprocess.run([PYTHON, "-ISB", *words], input="{}", capture_output=True, text=True, timeout=60, cwd="/")
     assert "internal error" not in done.stderr
-    return {m[1] for m in re.finditer(r"^import time: +\d+ \| +\d+ \| +(\S+)$", done.stderr, re.MULTILINE)}
+    return done.stderr
 
 
 def offenders(modules: set[str]) -> set[str]:
     """Those that are neither hot modules of ours, nor on the hot list, nor loaded by every interpreter."""
-    others = modules - imported("pass") - ALLOWED
+    others = modules - imported("-c", "pass") - ALLOWED
     return {name for name in others if not (name.split(".")[0] == "nvoci" and is_hot(name))}
 
 
@@ -54,34 +60,87 @@ def state(tmp_path: Path) -> list[str]:
 
 
 def test_the_oracle_sees_an_import() -> None:
-    assert "json" in offenders(imported("import json"))
-    assert "nvoci.hook.main" in imported(ENTRY, str(HOOKS), "noop")
+    assert "json" in offenders(imported("-c", "import json"))
+    assert "nvoci.hook.main" in imported("-c", ENTRY, str(HOOKS), "noop")
 
 
 @pytest.mark.parametrize("name", table.HOOKS)
 def test_a_hook_imports_the_hot_list_only(name: str, tmp_path: Path) -> None:
-    modules = imported(ENTRY, str(HOOKS), name, *ARGUMENTS.get(name, []), *state(tmp_path))
+    modules = imported("-c", ENTRY, str(HOOKS), name, *ARGUMENTS.get(name, []), *state(tmp_path))
     assert table.HOOKS[name].module in modules
     assert offenders(modules) == set()
 
 
 def test_several_hooks_in_one_process_import_the_hot_list_only(tmp_path: Path) -> None:
     words = [word for name in table.HOOKS for word in ("--", name, *ARGUMENTS.get(name, []))]
-    modules = imported(ENTRY, str(HOOKS), "run", *state(tmp_path), *words)
+    modules = imported("-c", ENTRY, str(HOOKS), "run", *state(tmp_path), *words)
     assert {hook.module for hook in table.HOOKS.values()} <= modules
     assert offenders(modules) == set()
 
 
 @pytest.mark.parametrize("name", table.HOOKS)
 def test_a_hook_does_not_load_another_hook(name: str, tmp_path: Path) -> None:
-    modules = imported(ENTRY, str(HOOKS), name, *ARGUMENTS.get(name, []), *state(tmp_path))
+    modules = imported("-c", ENTRY, str(HOOKS), name, *ARGUMENTS.get(name, []), *state(tmp_path))
     assert modules & {hook.module for hook in table.HOOKS.values()} == {table.HOOKS[name].module}
 
 
 @pytest.mark.parametrize("words", [["--version"], ["unknown-hook"], []], ids=str)
 def test_a_call_that_names_no_hook_imports_the_hot_list_only(words: list[str]) -> None:
-    assert offenders(imported(ENTRY, str(HOOKS), *words)) == set()
+    assert offenders(imported("-c", ENTRY, str(HOOKS), *words)) == set()
 
 
 def test_the_hot_list_names_modules_that_exist() -> None:
     assert sys.stdlib_module_names | {"_signal"} >= HOT_IMPORTS
+
+
+# --- from an installed tree ----------------------------------------------------------------------------------------
+
+EVERY = [word for name in table.HOOKS for word in ("--", name, *ARGUMENTS.get(name, []))]
+CALLS = {
+    **{name: [name, *ARGUMENTS.get(name, [])] for name in table.HOOKS},
+    "run": ["run", *EVERY],
+    "unknown hook": ["unknown-hook"],
+    "help": ["--help"],
+    "version": ["--version"],
+}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prefix this checkout is installed in."""
+    prefix = tmp_path_factory.mktemp("installed") / "prefix"
+    subprocess.run([HOOKS.parent / "scripts/install", "--prefix", prefix], capture_output=True, check=True)
+    return prefix
+
+
+def call_of(name: str, installed: Path, tmp_path: Path) -> list[str]:
+    """A command line for the installed hook; one that names a hook has a container to look at."""
+    words = CALLS[name]
+    own = state(tmp_path) if name in {*table.HOOKS, "run"} else []
+    return [str(installed / "bin/nvidia-cdi-hook"), *words[:1], *own, *words[1:]]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_installed_hook_imports_the_hot_list_only(name: str, installed: Path, tmp_path: Path) -> None:
+    modules = imported(*call_of(name, installed, tmp_path))
+    assert "nvoci_hot" in modules
+    assert offenders(modules - {"nvoci_hot"}) == set()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_all_modules_of_an_installed_hook_come_in_one_file(name: str, installed: Path, tmp_path: Path) -> None:
+    told = stderr_of("-v", *call_of(name, installed, tmp_path))
+    files = re.findall(rf"^# code object from '({installed}/.+)'$", told, re.MULTILINE)
+    assert files == [str((installed / "lib/nvoci/nvoci_hot.pyc").resolve())]
+    late = set(re.findall(r"^import '(nvoci\.[\w.]+)' # <nvoci_hot\._Finder ", told, re.MULTILINE))
+    wanted = table.HOOKS if name == "run" else {name} & set(table.HOOKS)
+    assert late & {hook.module for hook in table.HOOKS.values()} == {table.HOOKS[each].module for each in wanted}
+
+
+def test_the_file_holds_what_a_hook_may_import_and_no_command_for_people(installed: Path) -> None:
+    content = (installed / "lib/nvoci/nvoci_hot.pyc").read_bytes()
+    names = {name.decode() for name in re.findall(rb"/(nvoci/[\w/]+)\.py", content)}
+    modules = {name.replace("/", ".").removesuffix(".__init__") for name in names}
+    assert {hook.module for hook in table.HOOKS.values()} < modules
+    assert {"nvoci", "nvoci.hook.preview", "nvoci.linux.syslog"} < modules
+    assert [name for name in modules if not is_hot(name)] == []

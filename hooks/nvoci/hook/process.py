@@ -52,6 +52,8 @@ def _check_own_files() -> None:
     roots = (0, posix.stat("/").st_uid)
     package = __file__.rpartition("/hook/")[0]
     own = [f"{package}/{room}" for room in ("hook", "linux", "oci", "hook/main.py")]
+    if "nvoci_hot" in sys.modules:  # an installed tree: all of the package in one file beside it
+        own.append(f"{package}_hot.pyc")
     while package:
         own.append(package)
         package = package.rpartition("/")[0]
