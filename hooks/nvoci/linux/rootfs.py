@@ -254,15 +254,19 @@ class Rootfs:
             fresh = False  # or a dangling link, which the next line refuses
         except OSError as e:
             raise OSError(e.errno, e.strerror, path) from None
+        fd = -1
         try:
             fd = posix.open(name, posix.O_PATH | _DIRECTORY | posix.O_NOFOLLOW, dir_fd=parent.fileno())
+            directory, st = Dir(self, path, fd), posix.fstat(fd)
         except OSError as e:
+            if fd >= 0:
+                posix.close(fd)
+            if fresh:
+                _rmdir_quietly(name, parent.fileno())  # EMFILE: nobody could tell later that it was made here
             raise OSError(e.errno, e.strerror, path) from None
-        directory = Dir(self, path, fd)
         self._dirs[path] = directory
         self.keep(directory)
         if fresh:
-            st = posix.fstat(fd)
             made.add(parent, name, st)
             if S_IMODE(st.st_mode) & 0o777 != mode:
                 posix.chmod(procfs.fd_path(fd), mode, dir_fd=procfs.handle())
@@ -273,3 +277,10 @@ class Rootfs:
         self._open.append(directory)
         if len(self._open) > MAX_HANDLES:
             self._open.pop(0).release()
+
+
+def _rmdir_quietly(name: bytes, parent: int) -> None:
+    try:
+        posix.rmdir(name, dir_fd=parent)
+    except OSError:
+        pass  # gone, or filled by somebody else

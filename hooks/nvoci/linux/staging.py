@@ -206,7 +206,12 @@ def _open_locked(directory: Dir) -> tuple[bytes, Fd]:
                 break
             raise
         if fd is not None:
-            _empty(fd.fileno())
+            try:
+                _empty(fd.fileno())
+            except OSError:
+                with fd:
+                    _rmdir_if_empty(NAME, directory.fileno())
+                raise
             return NAME, fd
         select.select([], [], [], _WAIT_MS / 1000)
     for _ in range(_TRIES):
@@ -220,10 +225,11 @@ def _open_locked(directory: Dir) -> tuple[bytes, Fd]:
 def _try_lock(directory: Dir, name: bytes) -> Fd | None:
     """Make or find `name`, lock it, and see that it is still there; None where another holds it or removed it."""
     parent = directory.fileno()
+    fresh = True
     try:
         posix.mkdir(name, 0o700, dir_fd=parent)
     except FileExistsError:
-        pass
+        fresh = False
     except OSError as e:
         raise OSError(e.errno, e.strerror, directory.path) from None
     try:
@@ -231,6 +237,10 @@ def _try_lock(directory: Dir, name: bytes) -> Fd | None:
         fd = Fd(posix.open(name, flags, dir_fd=parent))
     except FileNotFoundError:
         return None
+    except OSError:
+        if fresh:
+            _rmdir_if_empty(name, parent)
+        raise
     try:
         fcntl.flock(fd.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         now, held = posix.stat(name, dir_fd=parent, follow_symlinks=False), fd.stat()
@@ -238,10 +248,20 @@ def _try_lock(directory: Dir, name: bytes) -> Fd | None:
             return fd
     except OSError as e:
         if e.errno not in (EWOULDBLOCK, ENOENT):
-            fd.close()
+            with fd:
+                if fresh:
+                    _rmdir_if_empty(name, parent)
             raise
     fd.close()
     return None
+
+
+def _rmdir_if_empty(name: bytes, parent: int) -> None:
+    """What cannot be used (EMFILE, a file system without flock) is not left behind."""
+    try:
+        posix.rmdir(name, dir_fd=parent)
+    except OSError:
+        pass
 
 
 def _empty(fd: int) -> None:
