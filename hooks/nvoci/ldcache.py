@@ -12,6 +12,7 @@ from _struct import iter_unpack, pack_into, unpack_from
 from errno import E2BIG, EISDIR, ELOOP, ENOENT, ENOTDIR
 
 from nvoci.linux.fd import read_at_most
+from nvoci.linux.rootfs import Budget
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,8 +108,6 @@ CONF = b"/etc/ld.so.conf"
 MAX_CONF = 1 << 20
 MAX_FILES = 1024
 MAX_DIRECTORIES = 4096
-MAX_LISTED = 256
-MAX_NAMES = 10_000
 MAX_DEPTH = 64
 _SPACE = b" \t\r\v\f"
 _ABSENT = (ENOENT, ENOTDIR, ELOOP)
@@ -128,14 +127,14 @@ def conf_directories(rootfs: Rootfs, start: bytes = CONF, skip: Collection[bytes
 class _Reader:
     """Depth first, as ldconfig: an include's directories take its place."""
 
-    __slots__ = ("found", "listed", "rootfs", "seen", "skip")
+    __slots__ = ("budget", "found", "rootfs", "seen", "skip")
 
     def __init__(self, rootfs: Rootfs, skip: Collection[bytes]) -> None:
         self.rootfs = rootfs
         self.skip = skip
         self.found: dict[bytes, None] = {}
         self.seen: set[tuple[int, int]] = set()
-        self.listed = 0
+        self.budget = Budget()
 
     def read(self, path: bytes, depth: int) -> None:
         data = self._content(path, depth)
@@ -182,92 +181,6 @@ class _Reader:
             pattern = path.rpartition(b"/")[0] + b"/" + pattern
         if b"\0" in pattern:
             return
-        for found in self.expand(pattern):
+        for found in self.rootfs.match(pattern, self.budget):
             if found.rpartition(b"/")[2] not in self.skip:
                 self.read(found, depth + 1)
-
-    def expand(self, pattern: bytes) -> list[bytes]:
-        """glob(3) inside the root, sorted bytewise."""
-        paths = [b""]
-        for component in pattern.split(b"/"):
-            if not component:
-                continue
-            if not is_pattern(component):
-                paths = [path + b"/" + component for path in paths]
-                continue
-            paths = [path + b"/" + name for path in paths for name in sorted(self._matching(path, component))]
-            if len(paths) > MAX_NAMES:
-                raise OSError(E2BIG, f"more than {MAX_NAMES} names match", pattern)
-        return paths
-
-    def _matching(self, directory: bytes, pattern: bytes) -> list[bytes]:
-        self.listed += 1
-        if self.listed > MAX_LISTED:
-            raise OSError(E2BIG, f"more than {MAX_LISTED} directories to search", directory)
-        try:
-            names = self.rootfs.list(directory or b".", MAX_NAMES)
-        except OSError as e:
-            if e.errno in _ABSENT:
-                return []
-            raise
-        return [name for name in names if match(pattern, name)]
-
-
-def is_pattern(text: bytes) -> bool:
-    """Whether `text` has a wildcard."""
-    return any(c in text for c in (b"*", b"?", b"["))
-
-
-def match(pattern: bytes, name: bytes) -> bool:
-    """fnmatch(3) of one path component: `*`, `?`, `[…]`, `\\`. A leading dot is matched only by itself.
-
-    At most len(pattern) x len(name) steps: after a mismatch only the last `*` takes one more character.
-    """
-    if name.startswith(b".") and not pattern.startswith(b"."):
-        return False
-    p = n = 0
-    star = mark = -1
-    while n < len(name):
-        if pattern[p : p + 1] == b"*":
-            star, mark = p, n
-            p += 1
-            continue
-        end = _one(pattern, p, name[n])
-        if end > 0:
-            p, n = end, n + 1
-        elif star >= 0:
-            mark += 1
-            p, n = star + 1, mark
-        else:
-            return False
-    return not pattern[p:].strip(b"*")
-
-
-def _one(pattern: bytes, at: int, char: int) -> int:
-    """Match one character against the pattern's element at `at`: where the next begins, or 0."""
-    element = pattern[at : at + 1]
-    if not element:
-        return 0
-    if element == b"?":
-        return at + 1
-    if element == b"[":
-        close = pattern.find(b"]", at + 3 if pattern[at + 1 : at + 2] in (b"!", b"^") else at + 2)
-        if close > 0:
-            return close + 1 if _in_set(pattern[at + 1 : close], char) else 0
-    if element == b"\\" and at + 1 < len(pattern):
-        return at + 2 if pattern[at + 1] == char else 0
-    return at + 1 if element[0] == char else 0
-
-
-def _in_set(members: bytes, char: int) -> bool:
-    negated = members[:1] in (b"!", b"^")
-    members = members[negated:]
-    found, i = False, 0
-    while i < len(members):
-        if members[i + 1 : i + 2] == b"-" and i + 2 < len(members):
-            found |= members[i] <= char <= members[i + 2]
-            i += 3
-        else:
-            found |= members[i] == char
-            i += 1
-    return found != negated

@@ -379,7 +379,7 @@ def test_preview_shows_the_content_and_mounts_nothing(root: Path) -> None:
     operation = GeneratedMount(c, b"/etc/target", TEXT, 0o444, "file")
     before = namespaced.mountinfo()
     assert operation.preview(view)
-    assert view.read_file(b"etc/target", 1000) == TEXT
+    assert view.content(b"etc/target", 1000) == TEXT
     assert not operation.preview(view)
     assert namespaced.mountinfo() == before
     assert (root / "etc/target").read_text() == "image\n"

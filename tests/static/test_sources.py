@@ -117,7 +117,10 @@ def test_ruff_finds_something_in_a_naive_file(tmp_path: Path) -> None:
     assert {"ANN001", "B006", "E722"} <= set(re.findall(r"[A-Z]+\d+", output))
 
 
-@pytest.mark.parametrize("what", [(), ("scripts/install",), ("scripts/_install_hot_loader.py",), ("scripts/_demo.py",), ("scripts/bench",)], ids=str)
+PROGRAMS = [(), *(("scripts/" + name,) for name in ("install", "_install_hot_loader.py", "_demo.py", "bench"))]
+
+
+@pytest.mark.parametrize("what", PROGRAMS, ids=str)
 def test_mypy(what: tuple[str, ...]) -> None:
     missing = [name for name in what if not (ROOT / name).exists()]
     assert not missing

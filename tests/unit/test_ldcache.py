@@ -17,7 +17,8 @@ from lib import elfmaker
 from lib.rootfs import tree
 
 from nvoci import ldcache
-from nvoci.ldcache import CacheError, conf_directories, match, parse
+from nvoci.ldcache import CacheError, conf_directories, parse
+from nvoci.linux.pattern import match
 from nvoci.linux.rootfs import Rootfs
 from tests.kernel.namespaced import os_error
 

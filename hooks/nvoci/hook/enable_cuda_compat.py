@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import posix
 from errno import ELOOP, ENOENT, ENOTDIR, ESTALE
-from stat import S_ISLNK, S_ISREG
+from stat import S_ISREG
 
 from nvoci import jsonfile, log
 from nvoci.elf import Elf, ElfError
 from nvoci.hook import dropins
 from nvoci.hook.operations import RemoveFile, WriteFile, shown
+from nvoci.linux.canonical import canonical as canonical_name
+from nvoci.linux.canonical import link_text
 from nvoci.linux.rootfs import fsencode
 
 TYPE_CHECKING = False
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 DROP_IN = dropins.FOLDER + dropins.COMPAT
 _SECTION, _OWNER = b".note.cuda.fwd_compatibility", b"NVIDIA Corporation"
 _LIBRARY = b"libcuda.so."
-_MAX_LINKS = 40
 _MAX_NAMES = 10_000
 
 
@@ -134,32 +135,9 @@ def _is_library(rootfs: Rootfs, directory: bytes, name: bytes) -> bool:
 
 
 def canonical(rootfs: Rootfs, unsafe_path: bytes) -> bytes:
-    """The path of a directory below the root without links, as a process in the container would write it.
-
-    Resolved here by name, then compared with what the handle says: another inode is ESTALE.
-    """
-    todo = unsafe_path.split(b"/")[::-1]
-    done: list[bytes] = []
-    links = 0
-    while todo:
-        name = todo.pop()
-        if name in (b"", b"."):
-            continue
-        if name == b"..":
-            del done[-1:]
-            continue
-        path = b"/".join((*done, name))
-        if not S_ISLNK(rootfs.lstat(path).st_mode):
-            done.append(name)
-            continue
-        links += 1
-        if links > _MAX_LINKS:
-            raise OSError(ELOOP, "too many links", unsafe_path)
-        target = rootfs.readlink(path)
-        if target.startswith(b"/"):
-            done.clear()
-        todo.extend(target.split(b"/")[::-1])
-    found = b"/" + b"/".join(done)
+    """The path of a directory as a process in the container would write it, compared with what the handle says:
+    another inode is ESTALE."""
+    found = b"/" + canonical_name(unsafe_path, lambda path: link_text(rootfs, path))
     _check_same(rootfs, unsafe_path, found)
     return found
 

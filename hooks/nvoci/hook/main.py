@@ -67,7 +67,8 @@ def _where(error: BaseException) -> str:
 def _print_help(name: str, hook: table.Hook | None) -> int:
     from nvoci.hook import help
 
-    process.output(help.program(name, _TITLE) if hook is None else help.hook(name, hook))
+    program = f"{name} hook" if name == "nvidia-ctk" else name
+    process.output(help.program(program, _TITLE) if hook is None else help.hook(program, hook))
     return OK
 
 

@@ -109,7 +109,7 @@ class GeneratedMount(_Mount):
         return f"{super().describe()} ({len(self.data)} bytes, read-only)"
 
     def preview(self, view: Preview) -> bool:
-        if view.read_file(self.path, len(self.data)) == self.data:
+        if view.content(self.path, len(self.data)) == self.data:
             return False
         view.plan_file(self.path, self.data)
         return True

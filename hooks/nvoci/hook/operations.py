@@ -6,8 +6,8 @@ Performance contract: a new link costs one symlinkat(2) and a dictionary look-up
 from __future__ import annotations
 
 import posix
-from _stat import S_IMODE, S_ISBLK, S_ISCHR, S_ISDIR
-from errno import EINVAL, EISDIR, ENOENT
+from _stat import S_IMODE, S_ISBLK, S_ISCHR, S_ISDIR, S_ISLNK, S_ISREG
+from errno import EEXIST, EINVAL, EISDIR, ENOENT
 
 from nvoci import log
 from nvoci.errors import HookError, printable
@@ -50,8 +50,12 @@ class MakeLink(Operation):
         return f"symlink {shown(self.link)} -> {printable(self.target)}"
 
     def preview(self, view: Preview) -> bool:
-        if view.readlink(self.link) == self.target:
-            return False
+        try:
+            if view.readlink(self.link) == self.target:
+                return False
+        except OSError as e:
+            if e.errno not in (EINVAL, ENOENT):
+                raise
         view.plan_link(self.link, self.target)
         return True
 
@@ -120,7 +124,7 @@ class WriteFile(Operation):
         return f"write {shown(self.path)} ({len(self.data)} bytes, mode {self.mode:04o})"
 
     def preview(self, view: Preview) -> bool:
-        if view.read_file(self.path, len(self.data)) == self.data:
+        if view.content(self.path, len(self.data)) == self.data:
             return False
         view.plan_file(self.path, self.data)
         return True
@@ -167,7 +171,7 @@ class RemoveFile(Operation):
         return f"remove {shown(self.path)}"
 
     def preview(self, view: Preview) -> bool:
-        present = view.read_file(self.path, OWN_MAX) is not None
+        present = view.content(self.path, OWN_MAX) is not None
         if present:
             view.plan_file(self.path, None)
         return present
@@ -180,8 +184,8 @@ class RemoveFile(Operation):
             mode = posix.stat(name, dir_fd=directory.fileno(), follow_symlinks=False).st_mode
         except (FileNotFoundError, NotADirectoryError):
             return
-        if S_ISDIR(mode):
-            raise OSError(EISDIR, "a directory", self.path)
+        if not (S_ISREG(mode) or S_ISLNK(mode)):
+            raise OSError(EISDIR if S_ISDIR(mode) else EEXIST, "in the way", self.path)
         self._taken = transaction.staging(directory).take(name)
 
     def undo(self) -> None:

@@ -20,7 +20,8 @@ from nvoci.linux.syscalls import close_range, prctl, prlimit
 _MAX_FD = 0xFFFFFFFF
 # Variables that make a loader, a C library or an interpreter run or read something. By the time we see them they
 # have had their effect on this process; the log says so, since only the hook entry's `env` prevents it.
-_DANGEROUS = (b"LD_", b"PYTHON", b"GLIBC_TUNABLES", b"GCONV_PATH", b"LOCPATH", b"MALLOC_", b"BASH_ENV")
+_DANGEROUS = (b"LD_", b"GLIBC_TUNABLES", b"GCONV_PATH", b"LOCPATH", b"MALLOC_", b"BASH_ENV",
+              b"PYTHONPATH", b"PYTHONHOME", b"PYTHONSTARTUP")  # fmt: skip
 
 
 def start() -> dict[bytes, bytes]:

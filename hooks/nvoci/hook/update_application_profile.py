@@ -12,6 +12,7 @@ from stat import S_ISCHR
 from nvoci import log
 from nvoci.errors import hook_error
 from nvoci.hook.operations import WriteFile
+from nvoci.linux.canonical import canonical, link_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from nvoci.hook.settings import Settings
     from nvoci.linux.rootfs import Rootfs
 
-PATH = b"etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf"
+DIRECTORY = b"etc/nvidia/nvidia-application-profiles-rc.d"
+NAME = b"10-container.conf"
 _BITS = 64
 
 
@@ -37,7 +39,11 @@ def plan(prepared: object, container: Container) -> list[Operation]:
         mask = _mask(container.rootfs)
     except OSError as e:
         raise hook_error("list", "/dev", e) from None
-    return [WriteFile(container.rootfs, PATH, profile(mask), 0o444, dir_mode=0o555)] if mask else []
+    if not mask:
+        return []
+    # /etc/nvidia may be a link, and what it leads to be missing in the container: the file goes where it leads to.
+    path = canonical(DIRECTORY, lambda path: link_text(container.rootfs, path)) + b"/" + NAME
+    return [WriteFile(container.rootfs, path, profile(mask), 0o444, dir_mode=0o555)]
 
 
 def profile(mask: int) -> bytes:

@@ -11,7 +11,7 @@ On a read-only root the drop-ins cannot be written; the new cache is then mounte
 from __future__ import annotations
 
 import posix
-from errno import ENOENT, ENOTDIR
+from errno import ELOOP, ENOENT, ENOTDIR
 from stat import S_IMODE, S_ISDIR
 
 from nvoci import ldcache
@@ -68,6 +68,9 @@ def prepare(options: dict[str, Any], settings: Settings) -> Prepared:
         if any(c < 0x20 or c == 0x7F for c in folder):
             raise HookError(f"update-ldcache: folder `{printable(folder)}` has a control character",
                             "a line of ld.so.conf cannot hold it")  # fmt: skip
+        if not folder.startswith(b"/") or b"#" in folder or b"=" in folder:
+            raise HookError(f"update-ldcache: folder `{printable(folder)}` is not an absolute path without `#` and `=`",
+                            "ld.so.conf gives these another meaning")  # fmt: skip
     return Prepared(list(folders), _load_ldconfig(options["ldconfig-path"]))
 
 
@@ -130,7 +133,9 @@ def _is_file(rootfs: Rootfs, path: bytes) -> bool:
     """Whether anything but a directory is there."""
     try:
         return not S_ISDIR(rootfs.stat(path).st_mode)
-    except OSError:
+    except OSError as e:
+        if e.errno not in (ENOENT, ENOTDIR, ELOOP):
+            raise  # EIO, EMFILE: not an answer
         return False
 
 

@@ -52,11 +52,6 @@ def check() -> None:
         raise _error()
 
 
-def remaining_default() -> float:
-    """The seconds given to `start`, for a helper's own, shorter deadline."""
-    return _seconds
-
-
 def _error() -> HookError:
     return HookError(f"hook: {_expired}", "everything was undone; see the log for what it waited for")
 

@@ -98,10 +98,14 @@ class _Job:
             raise HookError(f"{name}: {e.message}", e.hint) from None
 
     def _preview(self, container: Container) -> int:
-        view = sys.modules["nvoci.hook.preview"].Preview(container.rootfs)
+        view = container.rootfs = sys.modules["nvoci.hook.preview"].Preview(container.rootfs)
         for step in self.steps:
             for operation in self._plan(step, container):
-                if operation.preview(view):
+                try:
+                    needed = operation.preview(view)
+                except OSError as e:
+                    raise hook_error(f"{step[0]}:", operation.describe(), e) from None
+                if needed:
                     process.output(f"{step[0]}: {operation.describe()}\n")
         return OK
 

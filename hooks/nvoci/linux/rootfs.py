@@ -16,6 +16,7 @@ from nvoci.errors import HookError, hook_error
 from nvoci.linux import procfs
 from nvoci.linux.fd import Fd, read_at_most
 from nvoci.linux.lookup import lookup
+from nvoci.linux.pattern import is_pattern, match
 
 MAX_HANDLES = 64
 MAX_ENTRIES = 1_000_000
@@ -81,6 +82,16 @@ class Dir:
             posix.close(fd)
 
 
+class Budget:
+    """What `match` may spend: directories to list in all, names at a time."""
+
+    __slots__ = ("directories", "names")
+
+    def __init__(self, directories: int = 256, names: int = 10_000) -> None:
+        self.directories = directories
+        self.names = names
+
+
 class Made:
     """Directories made on the way to one path, innermost last, so that undo can take them away again."""
 
@@ -125,10 +136,12 @@ class Rootfs:
         if not path.startswith("/"):
             raise HookError(f"open rootfs `{path}`: not an absolute path", "check `root` in the container's state")
         try:
-            fd = Fd(posix.open(path, posix.O_PATH | _DIRECTORY))
+            # Directories above it may be links of the host (/var/run); the root itself may not: runc refuses that, too.
+            fd = Fd(posix.open(path.rstrip("/") or "/", posix.O_PATH | _DIRECTORY | posix.O_NOFOLLOW))
         except (OSError, ValueError) as e:
             error = e if isinstance(e, OSError) else OSError(EINVAL, str(e))
-            raise hook_error("open rootfs", path, error, "check `root` of the state, and `bundle`") from None
+            hint = "check `root` and `bundle` of the state; it must be a directory, not a link"
+            raise hook_error("open rootfs", path, error, hint) from None
         here, host = fd.stat(), posix.stat("/")
         if (here.st_dev, here.st_ino) == (host.st_dev, host.st_ino):
             fd.close()
@@ -190,6 +203,33 @@ class Rootfs:
         """The whole of a regular file of at most `limit` bytes; EFBIG beyond."""
         with self.open_file(unsafe_path) as fd:
             return read_at_most(fd.fileno(), limit)
+
+    def match(self, unsafe_pattern: bytes, budget: Budget) -> list[bytes]:
+        """glob(3) inside the root: the paths that match, in bytewise order; components without a wildcard are not
+        looked for. E2BIG where `budget` is used up."""
+        paths = [b""]
+        for component in unsafe_pattern.split(b"/"):
+            if not component:
+                continue
+            if not is_pattern(component):
+                paths = [path + b"/" + component for path in paths]
+                continue
+            paths = [path + b"/" + name for path in paths for name in sorted(self._matching(path, component, budget))]
+            if len(paths) > budget.names:
+                raise OSError(E2BIG, f"more than {budget.names} names match", unsafe_pattern)
+        return paths
+
+    def _matching(self, directory: bytes, pattern: bytes, budget: Budget) -> list[bytes]:
+        budget.directories -= 1
+        if budget.directories < 0:
+            raise OSError(E2BIG, "too many directories to search", directory)
+        try:
+            names = self.list(directory or b".", budget.names)
+        except OSError as e:
+            if e.errno in (ENOENT, ENOTDIR, ELOOP):
+                return []
+            raise
+        return [name for name in names if match(pattern, name)]
 
     def list(self, unsafe_path: bytes, limit: int = MAX_ENTRIES) -> list[bytes]:
         """The names in a directory, unsorted; E2BIG where there are more than `limit`."""

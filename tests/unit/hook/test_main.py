@@ -79,7 +79,7 @@ def test_exit_status_and_message_of_nvidia_ctk(program: Program, words: str) -> 
 def test_nvidia_ctk_without_words_prints_help(program: Program) -> None:
     result = program.run(function="ctk")
     assert (result.rc, result.stderr) == (0, "")
-    assert "nvidia-ctk [GLOBAL OPTIONS]" in result.stdout
+    assert "nvidia-ctk hook [GLOBAL OPTIONS]" in result.stdout
 
 
 def test_nvidia_ctk_names_a_hostile_topic_on_one_line(program: Program) -> None:
@@ -288,7 +288,7 @@ BAD_CONFIGS: dict[str, tuple[Any, str]] = {
     "path has a surrogate": (_config(r'{"root": {"path": "/a\udcff"}}'), "`root.path` is not a path"),
     "path is /": (_config('{"root": {"path": "/"}}'), "the host's root is never touched"),
     "path is //.": (_config('{"root": {"path": "//."}}'), "the host's root is never touched"),
-    "path leads to /": (_config('{"root": {"path": "/proc/self/root"}}'), "is the host's own root"),
+    "path leads to /": (_config('{"root": {"path": "/proc/self/root"}}'), "not a link"),
     "path climbs to /": (_config('{"root": {"path": "%s"}}' % ("../" * 40)), "is the host's own root"),
     "path is missing": (_config('{"root": {"path": "gone"}}'), "ENOENT"),
     "path is too long": (_config('{"root": {"path": "%s"}}' % ("x/" * 4000)), "ENAMETOOLONG"),
@@ -341,7 +341,7 @@ BAD_ROOTS: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"root": "/nonexistent/x"}, "ENOENT"),
     "a file": ({"root": "/etc/passwd"}, "ENOTDIR"),
     "a device": ({"root": "/dev/null"}, "ENOTDIR"),
-    "a bind of the host's root": ({"root": "/proc/self/root"}, "is the host's own root"),
+    "the host's root by another name": ({"root": "/usr/../."}, "is the host's own root"),
     "with a NUL": ({"root": "/a\0b"}, "holds a NUL"),
     "with a surrogate": ({"root": "/a\ud800"}, "surrogate"),
     "10 KiB": ({"root": "/" + "x" * 10_000}, "longer than 4096"),
@@ -360,12 +360,6 @@ def test_a_bad_root_is_one_error_line(program: Program, fields: dict[str, Any], 
 
 def test_a_relative_root_is_below_the_bundle(program: Program) -> None:
     assert program.run("create-symlinks", "--link", "a::/b", stdin=program.state(root="rootfs"), cwd="/").ok
-    assert os.readlink(program.root / "b") == "a"
-
-
-def test_a_root_given_through_a_link_is_the_directory_it_leads_to(program: Program) -> None:
-    (program.folder / "link").symlink_to("rootfs")
-    assert program.run("create-symlinks", "--link", "a::/b", stdin=program.state(root=str(program.folder / "link"))).ok
     assert os.readlink(program.root / "b") == "a"
 
 

@@ -7,6 +7,8 @@ import stat
 from pathlib import Path
 
 import pytest
+from lib.hookproc import run_hook
+from lib.rootfs import tree
 
 from nvoci import log
 from nvoci.errors import HookError
@@ -128,3 +130,13 @@ def test_dev_that_is_a_file_is_an_error(root: Path) -> None:
     (root / "dev").write_text("")
     with pytest.raises(HookError, match=r"list /dev: ENOTDIR"):
         run(root)
+
+
+@pytest.mark.parametrize("link", ["/nonexist/nvidia", "../opt/deep/nvidia", "/"])
+def test_a_link_at_etc_nvidia_that_leads_nowhere_is_followed_in_the_root(tmp_path: Path, link: str) -> None:
+    tree(tmp_path, f"char dev/nvidia0 195 0\ndir etc\nsymlink etc/nvidia {link}")
+    state = {"bundle": "/", "root": str(tmp_path)}
+    done = run_hook(["update-application-profile"], state)
+    assert (done.rc, done.stderr) == (0, "")
+    where = link.removeprefix("..").lstrip("/")
+    assert (tmp_path / where / "nvidia-application-profiles-rc.d/10-container.conf").is_file()

@@ -1,0 +1,63 @@
+"""The path of an object below the root without links: what a process in the container would call it.
+
+A name, not a handle: for configuration that must hold a path, and for directories that are still to be made. Whoever
+opens what it names resolves it again in the root, and can land nowhere else than in the root.
+"""
+
+from __future__ import annotations
+
+import posix
+from _stat import S_ISLNK
+from errno import EINVAL, ELOOP, ENOENT, ENOTDIR
+
+from nvoci.linux.lookup import MAX_LINKS, lookup
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nvoci.linux.rootfs import Rootfs
+
+
+def link_text(rootfs: Rootfs, unsafe_path: bytes) -> bytes | None:
+    """The text of a link; None where there is none. Raises OSError for other reasons than absence."""
+    try:
+        fd = lookup(rootfs.fileno(), unsafe_path, posix.O_NOFOLLOW)
+    except OSError as e:
+        if e.errno in (ENOENT, ENOTDIR):
+            return None
+        raise
+    try:
+        return posix.readlink(b"", dir_fd=fd) if S_ISLNK(posix.fstat(fd).st_mode) else None
+    finally:
+        posix.close(fd)
+
+
+def canonical(unsafe_path: bytes, link_of: Callable[[bytes], bytes | None], nofollow: bool = False) -> bytes:
+    """`unsafe_path` with every link taken from `link_of`; what is missing stays as it is written. No leading slash.
+
+    nofollow: a link as the last component stays. Raises OSError(ELOOP), OSError(EINVAL) for a NUL.
+    """
+    if b"\0" in unsafe_path:
+        raise OSError(EINVAL, "NUL in path", unsafe_path)
+    todo = unsafe_path.split(b"/")[::-1]
+    done: list[bytes] = []
+    links = 0
+    while todo:
+        name = todo.pop()
+        if name in (b"", b"."):
+            continue
+        if name == b"..":
+            del done[-1:]
+            continue
+        text = None if nofollow and not any(todo) else link_of(b"/".join((*done, name)))
+        if text is None:
+            done.append(name)
+            continue
+        links += 1
+        if links > MAX_LINKS:
+            raise OSError(ELOOP, "too many links", unsafe_path)
+        if text.startswith(b"/"):
+            done.clear()
+        todo.extend(text.split(b"/")[::-1])
+    return b"/".join(done)
