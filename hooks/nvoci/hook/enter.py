@@ -9,39 +9,57 @@ to mean another process.
 from __future__ import annotations
 
 import posix
-from errno import ENOENT, ESRCH
+from errno import EINVAL, ENOENT, ENOSYS, EPERM, ESRCH
 
 from nvoci.errors import HookError, errno_name
 from nvoci.hook.container import HOST, INSIDE, OUTSIDE
 from nvoci.linux import abi, procfs
 from nvoci.linux.fd import Fd
-from nvoci.linux.syscalls import setns
+from nvoci.linux.syscalls import pidfd_open, setns
 
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
 _MAX_ANCESTORS = 64
 
 
 class Place:
-    """Where we stand; `process` and `mnt` are handles of the container's process, for OUTSIDE only."""
+    """Where we stand. For OUTSIDE only: `process` is a handle of /proc/PID, `mnt` of its mount namespace, and `pidfd`
+    of the process itself, where the kernel has pidfd_open(2) (5.3)."""
 
-    __slots__ = ("mnt", "pid", "process", "where")
+    __slots__ = ("mnt", "pid", "pidfd", "process", "where")
 
     def __init__(self, where: str, pid: int = 0, process: Fd | None = None, mnt: Fd | None = None) -> None:
         self.where = where
         self.pid = pid
         self.process = process
         self.mnt = mnt
+        self.pidfd: Fd | None = None
 
     def enter(self) -> None:
         """setns(2) to the container's mount namespace; only in a single-threaded process. Raises HookError."""
         if self.mnt is None:
             return
         try:
-            setns(self.mnt.fileno(), abi.CLONE_NEWNS)
+            self._setns(self.mnt)
             posix.chdir(b"/")
         except OSError as e:
             raise HookError(f"enter the mount namespace of pid {self.pid}: {errno_name(e.errno or 0)}",
                             "CAP_SYS_ADMIN and CAP_SYS_CHROOT are needed") from None  # fmt: skip
+
+    def _setns(self, mnt: Fd) -> None:
+        """By the pidfd, which enters only a living process (ESRCH), and then see that it is the namespace that was
+        judged; by the namespace's handle where setns(2) does not take a pidfd (before 5.8)."""
+        if self.pidfd is not None:
+            try:
+                setns(self.pidfd.fileno(), abi.CLONE_NEWNS)
+            except OSError as e:
+                if e.errno != EINVAL:
+                    raise
+            else:
+                st = mnt.stat()
+                if procfs.ns_id(b"self/ns/mnt") != (st.st_dev, st.st_ino):
+                    raise OSError(ESRCH, "another mount namespace")
+                return
+        setns(mnt.fileno(), abi.CLONE_NEWNS)
 
     def check_alive(self) -> None:
         """Raise HookError if the container's process is gone."""
@@ -115,7 +133,15 @@ def _locate_process(pid: int) -> Place:
                             "the container's process is gone and its pid was reused")  # fmt: skip
     except OSError as e:
         raise _gone(pid, e) from None
-    return Place(OUTSIDE, pid, process, mnt)
+    place = Place(OUTSIDE, pid, process, mnt)
+    try:
+        place.pidfd = Fd(pidfd_open(pid))
+    except OSError as e:
+        if e.errno not in (ENOSYS, EPERM):
+            raise _gone(pid, e) from None
+    # The pid was this process' before and is now, so the pidfd is this process' too.
+    _stat(dirfd, pid)
+    return place
 
 
 def _belongs_to_container(dirfd: int, parent: int) -> bool:
