@@ -10,6 +10,7 @@ import posix
 from _stat import S_ISLNK
 from errno import EINVAL, ELOOP, ENOENT, ENOTDIR
 
+from nvoci.linux import abi, procfs
 from nvoci.linux.lookup import MAX_LINKS, lookup
 
 TYPE_CHECKING = False
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 
 def link_text(rootfs: Rootfs, unsafe_path: bytes) -> bytes | None:
-    """The text of a link; None where there is none. Raises OSError for other reasons than absence."""
+    """The text of a link; None where there is none. Raises OSError for other reasons than absence; ELOOP for a magic
+    link of a procfs, as every lookup answers: its text is a path of whoever it is about, not of the container."""
     try:
         fd = lookup(rootfs.fileno(), unsafe_path, posix.O_NOFOLLOW)
     except OSError as e:
@@ -28,7 +30,20 @@ def link_text(rootfs: Rootfs, unsafe_path: bytes) -> bytes | None:
             return None
         raise
     try:
-        return posix.readlink(b"", dir_fd=fd) if S_ISLNK(posix.fstat(fd).st_mode) else None
+        if not S_ISLNK(posix.fstat(fd).st_mode):
+            return None
+        if procfs.is_procfs(fd) and not _in_procfs_root(rootfs, unsafe_path):
+            raise OSError(ELOOP, "magic link", unsafe_path)
+        return posix.readlink(b"", dir_fd=fd)
+    finally:
+        posix.close(fd)
+
+
+def _in_procfs_root(rootfs: Rootfs, unsafe_path: bytes) -> bool:
+    """Whether the link lies where a procfs has its only ordinary ones: self, thread-self, mounts, net."""
+    fd = lookup(rootfs.fileno(), unsafe_path.rstrip(b"/").rpartition(b"/")[0], posix.O_DIRECTORY)
+    try:
+        return posix.fstat(fd).st_ino == abi.PROC_ROOT_INO
     finally:
         posix.close(fd)
 

@@ -20,7 +20,7 @@ from nvoci.errors import HookError, printable
 from nvoci.linux import abi, procfs
 from nvoci.linux.fd import Fd
 from nvoci.linux.lookup import EAGAIN_RETRIES, MAX_LINKS
-from nvoci.linux.mountinfo import mount_id
+from nvoci.linux.mountinfo import mount_id, own_mounts
 from nvoci.linux.rootfs import split
 from nvoci.linux.syscalls import mount, mount_setattr, move_mount, open_tree, umount2
 
@@ -203,6 +203,7 @@ def attempt(name: str, call: Callable[[], int | None]) -> int | None:
 
 def attach(source: Source, target: Target) -> Mounted:
     """Mount on the very inode that `target` has open, and check the result. Raises OSError, HookError."""
+    _check_propagation(target)
     try:
         mounted = _attach_tree(source, target) or _attach_bind(source, target)
     except OSError as e:
@@ -213,6 +214,15 @@ def attach(source: Source, target: Target) -> Mounted:
         mounted.detach()
         raise
     return mounted
+
+
+def _check_propagation(target: Target) -> None:
+    """What is mounted on a shared mount appears in all of its peers, the host's among them (mount_namespaces(7))."""
+    here = mount_id(target.fd.fileno())
+    for one in own_mounts():
+        if one.id == here and any(tag.startswith(b"shared:") for tag in one.propagation):
+            raise HookError(f"mount on {printable(target.path)}: lies on a shared mount, and would appear on the host",
+                            "give the container `rootfsPropagation` slave or private")  # fmt: skip
 
 
 def _attach_tree(source: Source, target: Target) -> Mounted | None:
