@@ -1,0 +1,69 @@
+"""Fixtures of this folder: the arena, and the two kernels every case runs on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from lib import hookproc, runtimes, session
+from security import arena as arenas
+from security.arena import Arena
+
+NOT_ROOT = os.geteuid() != 0
+
+
+# A normal run leaves these out: each of the two values is seen with every other.
+RARE = (
+    {"profile": "compat", "stage": "outside"},
+    {"profile": "compat", "row": "A2"},
+    {"profile": "compat", "where": "inside"},
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here not in item.path.parents:
+            continue
+        item.add_marker(pytest.mark.security)
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if any(all(params.get(k) == v for k, v in rare.items()) for rare in RARE) and not item.config.getoption(
+            "--compat"
+        ):
+            item.add_marker(pytest.mark.long)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test that takes `profile` runs on the kernel as it is and on one without the newer calls."""
+    if "profile" in metafunc.fixturenames:
+        profiles = ["compat"] if metafunc.config.getoption("--compat") else ["new", "compat"]
+        metafunc.parametrize("profile", profiles, indirect=True)
+
+
+@pytest.fixture
+def profile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = str(request.param)
+    if name == "compat":
+        monkeypatch.setenv(hookproc.COMPAT_SWITCH, "1")
+    return name
+
+
+@pytest.fixture
+def arena() -> Arena:
+    """Below the session's directory, which mapped users may pass through."""
+    return arenas.make(session.new_dir("arena"))
+
+
+@pytest.fixture(params=runtimes.NAMES)
+def runtime(request: pytest.FixtureRequest) -> str:
+    name = str(request.param)
+    if not runtimes.available(name):
+        pytest.skip(f"{name} is not installed")
+    return name
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--long"))
