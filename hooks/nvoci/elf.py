@@ -10,6 +10,10 @@ from __future__ import annotations
 import posix
 from _struct import iter_unpack, unpack
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE = 1, 2, 3, 4
 SHT_NOTE = 7
 DT_NULL, DT_NEEDED, DT_STRTAB, DT_STRSZ, DT_SONAME = 0, 1, 5, 10, 14
@@ -153,12 +157,11 @@ class Elf:
             raise ElfError("section names too large")
         names = _read(self._fd, names_offset, names_size)
         wanted = name + b"\0"
-        return [
-            note
+        return self._all_notes(
+            (start, length, align)
             for at, kind, start, length, _, align in sections
             if kind == SHT_NOTE and names[at : at + len(wanted)] == wanted
-            for note in self._notes(start, length, align)
-        ]
+        )
 
     def _read_sections(self, offset: int, count: int) -> list[tuple[int, ...]]:
         """(name, type, offset, size, link, addralign) of each section header."""
@@ -168,17 +171,22 @@ class Elf:
 
     def segment_notes(self) -> list[Note]:
         """The notes in all PT_NOTE segments."""
-        return [
-            note
-            for kind, offset, _, size, align in self._segments
-            if kind == PT_NOTE
-            for note in self._notes(offset, size, align)
-        ]
+        segments = self._segments
+        return self._all_notes((offset, size, align) for kind, offset, _, size, align in segments if kind == PT_NOTE)
+
+    def _all_notes(self, areas: Iterable[tuple[int, int, int]]) -> list[Note]:
+        """The notes of all (offset, size, align); the limit is for all of them, since areas may lie on each other."""
+        found: list[Note] = []
+        left = MAX_NOTES
+        for offset, size, align in areas:
+            left -= size
+            if left < 0:
+                raise ElfError("notes too large")
+            found += self._notes(offset, size, align)
+        return found
 
     def _notes(self, offset: int, size: int, align: int) -> list[Note]:
         """Elf_Nhdr {u32 namesz, descsz, type}, then name and descriptor, each padded to 4 bytes, or 8."""
-        if size > MAX_NOTES:
-            raise ElfError("notes too large")
         pad = 8 if align == 8 else 4
         data = _read(self._fd, offset, size)
         found, at = [], 0

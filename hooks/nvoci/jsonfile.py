@@ -89,8 +89,9 @@ def loads(data: bytes) -> Any:
         raise ValueError(f"no value at character {e.value}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    except SystemError:
-        # 3.10-3.12: the scanner wants to raise json.decoder.JSONDecodeError and finds the module not imported.
+    except (SystemError, ImportError):
+        # The scanner wants to raise json.decoder.JSONDecodeError: on 3.10 and 3.11 it only looks for the module, which
+        # is not there; others import it, which cannot be where imports are sealed.
         raise ValueError("malformed") from None
     if text[end:].strip(_SPACE):
         raise ValueError(f"more text after the value, at character {end}")

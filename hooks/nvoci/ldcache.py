@@ -28,6 +28,7 @@ _OLD_HEADER, _OLD_ENTRY = 16, 12
 _NEW_HEADER, _NEW_ENTRY = 48, 24
 _BIG_ENDIAN = 3  # cache_file_new_flags_endian_big
 MAX_ENTRIES = 1_000_000
+MAX_STRINGS = 64 << 20  # in all, since many entries may name the same string
 MAX_STRING = 4096
 
 
@@ -56,11 +57,15 @@ def parse(data: bytes) -> list[Entry]:
     table = start + _NEW_HEADER
     if count > MAX_ENTRIES or table + count * _NEW_ENTRY > len(data):
         raise CacheError("more entries than the file has room for")
-    raw = iter_unpack(order + "iIIIQ", data[table : table + count * _NEW_ENTRY])
-    return [
-        Entry(flags, _string(data, start + key), _string(data, start + value), osversion, hwcap)
-        for flags, key, value, osversion, hwcap in raw
-    ]
+    found: list[Entry] = []
+    left = MAX_STRINGS
+    for flags, key, value, osversion, hwcap in iter_unpack(order + "iIIIQ", data[table : table + count * _NEW_ENTRY]):
+        entry = Entry(flags, _string(data, start + key), _string(data, start + value), osversion, hwcap)
+        left -= len(entry.unsafe_soname) + len(entry.unsafe_path)
+        if left < 0:
+            raise CacheError("more text than a cache has")
+        found.append(entry)
+    return found
 
 
 def _new_header(data: bytes) -> int:

@@ -12,6 +12,7 @@ import platform
 import struct
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 # asm-generic/unistd.h and arch/x86/entry/syscalls/syscall_64.tbl: calls since 5.1 have one number everywhere.
 NUMBERS = {
@@ -44,8 +45,15 @@ PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_SET_NO_NEW_PRIVS = 22, 2, 38
 
 
 def prefix(blocked: Iterable[str] = NEW_CALLS) -> list[str]:
-    """The command to put in front of a hook's."""
-    return [os.path.realpath("/usr/bin/python3"), "-ISB", os.path.abspath(__file__), ",".join(blocked), "--"]
+    """The command to put in front of a hook's. In a user namespace the hook may not be able to read this checkout, so
+    it is given a copy of this file that everybody can read."""
+    from lib import session  # not where this runs as a program
+
+    copy = session.tmp() / "compat.py"
+    if not copy.exists():
+        copy.write_bytes(Path(__file__).read_bytes())
+        copy.chmod(0o644)
+    return [os.path.realpath("/usr/bin/python3"), "-ISB", str(copy), ",".join(blocked), "--"]
 
 
 def program(blocked: Iterable[str], machine: str, error: int = errno.ENOSYS) -> bytes:

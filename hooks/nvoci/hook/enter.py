@@ -39,11 +39,17 @@ class Place:
         if self.mnt is None:
             return
         try:
+            before = posix.stat(b"/")
             self._setns(self.mnt)
             posix.chdir(b"/")
+            after = posix.stat(b"/")
         except OSError as e:
             raise HookError(f"enter the mount namespace of pid {self.pid}: {errno_name(e.errno or 0)}",
                             "CAP_SYS_ADMIN and CAP_SYS_CHROOT are needed") from None  # fmt: skip
+        if (before.st_dev, before.st_ino) != (after.st_dev, after.st_ino):
+            # Past pivot_root(2) every path is the container's, the one to its root as well.
+            raise HookError(f"enter the mount namespace of pid {self.pid}: its root is not the host's",
+                            "the container runs already: call the hook as createRuntime or prestart")  # fmt: skip
 
     def _setns(self, mnt: Fd) -> None:
         """By the pidfd, which enters only a living process (ESRCH), and then see that it is the namespace that was
@@ -71,7 +77,7 @@ def locate(pid: int | None) -> Place:
     """Judge the state's pid. Raises HookError."""
     own_host_pid = _own_pid()
     if own_host_pid != posix.getpid():
-        return Place(INSIDE)  # we are in a pid namespace below the one of /proc: the runtime's init called us
+        pid = None  # we are in a pid namespace below the one of /proc: the runtime's init called us, and the pid is its
     if pid in (None, 0):
         return Place(INSIDE if _entered_mnt(procfs.ns_id(b"self/ns/mnt")) else HOST)
     if pid in (1, own_host_pid):
@@ -93,12 +99,15 @@ def _entered_mnt(mnt: tuple[int, int]) -> bool:
     we may not look at is another: we are then in a user namespace of a container."""
     if _is_host_mnt(mnt):
         return False
-    try:
-        return any(procfs.ns_id(b"%d/ns/mnt" % pid) != mnt for pid in _ancestors())
-    except FileNotFoundError:
-        return False  # the runtime went away
-    except OSError:
-        return True
+    for pid in _ancestors():
+        try:
+            if procfs.ns_id(b"%d/ns/mnt" % pid) != mnt:
+                return True
+        except FileNotFoundError:
+            continue  # went away
+        except OSError:
+            return True
+    return False
 
 
 def _is_host_mnt(mnt: tuple[int, int]) -> bool:
@@ -151,9 +160,9 @@ def _belongs_to_container(dirfd: int, parent: int) -> bool:
 
 
 def _ancestors() -> set[int]:
-    """Our parent, its parent and so on, without pid 1, which is everybody's."""
+    """Our parent, its parent and so on, without pid 1, which is everybody's; as our procfs counts them."""
     found: set[int] = set()
-    pid = posix.getppid()
+    pid = _parse_stat(procfs.read(b"self/stat"))[0]
     while pid > 1 and len(found) < _MAX_ANCESTORS:
         found.add(pid)
         try:

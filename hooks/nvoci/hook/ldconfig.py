@@ -12,7 +12,7 @@ from errno import EINVAL, ENOENT, ENOTDIR, EROFS
 
 from nvoci import ldcache, log
 from nvoci.errors import HookError, hook_error, printable
-from nvoci.hook import dropins
+from nvoci.hook import dropins, watchdog
 from nvoci.hook.mounts import GeneratedMount
 from nvoci.hook.operation import Operation, Transaction
 from nvoci.hook.operations import MakeLink, WriteFile, shown
@@ -87,10 +87,14 @@ class RunLdconfig(Operation):
         top = b"/" + place + b"/"
         argv = [b"ldconfig", b"-X", b"-i", b"-v", b"-f", top + _NEW_CONF, b"-C", top + _NEW_CACHE]
         seconds = max(1.0, min(_SECONDS, self.container.settings.timeout - 2))
-        result = confine.run(
-            self.program, rootfs.fileno(), argv, place=place, seconds=seconds,
-            files={_NEW_CONF: self._conf()}, outputs=(_NEW_CACHE,),
-        )  # fmt: skip
+        watchdog.may_raise(True)  # a wait with nothing to record: its process dies with the exception
+        try:
+            result = confine.run(
+                self.program, rootfs.fileno(), argv, place=place, seconds=seconds,
+                files={_NEW_CONF: self._conf()}, outputs=(_NEW_CACHE,),
+            )  # fmt: skip
+        finally:
+            watchdog.may_raise(False)
         if result.timed_out:
             raise HookError(f"run {name}: not finished after {seconds:g} s, and killed",
                             "a library directory of the image does not answer, or is endless")  # fmt: skip
@@ -174,7 +178,8 @@ def parse_output(output: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
     FILE` and what became of it. In `DIRECTORY: (hwcap: "NAME") …` (glibc-hwcaps) the cache names the files
     themselves, and ldconfig makes no links. A name that no file in the directory can have is passed over.
     """
-    directory = b""
+    directory = first = b""
+    refused = 0
     for line in output.split(b"\n"):
         if line.startswith(b"/"):
             directory = (line.partition(b": (")[0] if b": (" in line else line).rstrip(b":")
@@ -188,8 +193,10 @@ def parse_output(output: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
             if len(names) == 2 and all(is_name(name) for name in names):
                 yield directory, names[0], names[1]
             else:
-                log.warning("update-ldcache: soname is not a file name, no link made",
-                            directory=directory, line=line[1:200])  # fmt: skip
+                refused += 1
+                first = first or directory + b": " + line[1:200]
+    if refused:
+        log.warning("update-ldcache: soname is not a file name, no link made", count=refused, first=first)
 
 
 def is_name(name: bytes) -> bool:

@@ -18,6 +18,7 @@ from nvoci.linux.fd import write_all
 from nvoci.linux.syscalls import close_range, prctl, prlimit
 
 _MAX_FD = 0xFFFFFFFF
+_MAX_DATA = 1 << 30  # no image may make a hook take the host's memory; an ordinary one takes 12 MiB
 # Variables that make a loader, a C library or an interpreter run or read something. By the time we see them they
 # have had their effect on this process; the log says so, since only the hook entry's `env` prevents it.
 _DANGEROUS = (b"LD_", b"GLIBC_TUNABLES", b"GCONV_PATH", b"LOCPATH", b"MALLOC_", b"BASH_ENV",
@@ -35,6 +36,10 @@ def start() -> dict[bytes, bytes]:
     _standard_signals()
     prctl(abi.PR_SET_DUMPABLE, 0)
     prlimit(abi.RLIMIT_CORE, 0, 0)
+    try:
+        prlimit(abi.RLIMIT_DATA, _MAX_DATA, _MAX_DATA)
+    except OSError:
+        pass  # the hard limit is lower already
     posix.umask(0)
     env = dict(posix.environ)
     for name in env:

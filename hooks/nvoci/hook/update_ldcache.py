@@ -22,6 +22,7 @@ from nvoci.hook.operations import RemoveFile, WriteFile
 from nvoci.jsonfile import check_trusted, open_regular
 from nvoci.linux import abi
 from nvoci.linux.confine import Program
+from nvoci.linux.fd import read_at_most
 from nvoci.linux.rootfs import fsencode
 
 TYPE_CHECKING = False
@@ -160,7 +161,9 @@ def _musl_path(rootfs: Rootfs, directories: list[bytes]) -> Operation:
     """musl has no cache: its path file gets the directories, after the image's own (or musl's default) entries."""
     path = f"etc/ld-musl-{abi.MACHINE}.path".encode()
     try:
-        old, mode = rootfs.read_file(path, ldcache.MAX_CONF), S_IMODE(rootfs.stat(path).st_mode)
+        with rootfs.open_file(path) as fd:
+            # It becomes root's file: a setuid bit would be root's, too.
+            old, mode = read_at_most(fd.fileno(), ldcache.MAX_CONF), S_IMODE(fd.stat().st_mode) & 0o666
     except OSError as e:
         if e.errno not in (ENOENT, ENOTDIR):
             raise hook_error("update-ldcache: read", path, e, "it must be a regular file of at most 1 MiB") from None

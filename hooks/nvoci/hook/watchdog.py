@@ -1,8 +1,10 @@
 """Bounded time for one hook process: a clean error first, SIGKILL if that is not possible.
 
 At the deadline (or on SIGTERM, SIGHUP, SIGINT, SIGXCPU) a flag is set, which is looked at between operations, where
-undo is exact. A second later the handler raises wherever the process is, which also ends an interruptible wait. A
-POSIX timer that sends SIGKILL stands behind both, for a wait that only SIGKILL ends (a dead FUSE server).
+undo is exact. While a hook only plans, nothing has been changed that is not on record, and the handler raises wherever
+the process is, which also ends an interruptible wait. While an operation executes it never does: between a system call
+and its record an exception would make undo forget, or commit destroy, an object of the image. A POSIX timer that sends
+SIGKILL stands behind both, for a wait that does not end.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ _TERMINATING = (_signal.SIGTERM, _signal.SIGHUP, _signal.SIGINT, _signal.SIGXCPU
 
 _expired = ""
 _seconds = 0.0
+_may_raise = False
 
 
 def start(seconds: float) -> None:
@@ -37,6 +40,14 @@ def start(seconds: float) -> None:
         kill_self_at(seconds + KILL_AFTER)
     except OSError:
         pass  # no POSIX timers here (a seccomp profile): the runtime's timeout remains
+
+
+def may_raise(allowed: bool) -> None:
+    """Whether the handler may raise from now on: only where every change so far is on the undo stack."""
+    global _may_raise
+    _may_raise = allowed
+    if allowed:
+        check()
 
 
 def stop() -> None:
@@ -58,9 +69,9 @@ def _error() -> HookError:
 
 def _on_alarm(number: int, frame: FrameType | None) -> None:
     global _expired
-    if _expired:
+    _expired = _expired or f"not finished after {_seconds:g} s"
+    if _may_raise:
         raise _error()
-    _expired = f"not finished after {_seconds:g} s"
 
 
 def _on_terminate(number: int, frame: FrameType | None) -> None:
@@ -68,3 +79,5 @@ def _on_terminate(number: int, frame: FrameType | None) -> None:
     if not _expired:
         _expired = f"ended by signal {number}"
         _signal.setitimer(_signal.ITIMER_REAL, GRACE, GRACE)
+    if _may_raise:
+        raise _error()

@@ -78,17 +78,18 @@ class _Job:
                     transaction.perform(step[0], operation)
             watchdog.check()
             self.place.check_alive()
+            watchdog.stop()  # in here, since until it is done the handler may raise
         except BaseException:
             watchdog.stop()
             transaction.undo()
             raise
-        watchdog.stop()
         transaction.commit()
         return OK
 
     def _plan(self, step: Step, container: Container) -> list[Operation]:
         name, plan, prepared = step
         try:
+            watchdog.may_raise(True)
             return plan(prepared, container)
         except OSError as e:
             raise hook_error(f"{name}: plan", e.filename or "", e) from None
@@ -96,6 +97,8 @@ class _Job:
             if e.message.startswith(name):
                 raise
             raise HookError(f"{name}: {e.message}", e.hint) from None
+        finally:
+            watchdog.may_raise(False)
 
     def _preview(self, container: Container) -> int:
         view = container.rootfs = sys.modules["nvoci.hook.preview"].Preview(container.rootfs)

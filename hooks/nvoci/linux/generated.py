@@ -27,6 +27,7 @@ from nvoci.linux.mount import (
     at_procfs,
     attach,
     attempt,
+    check_propagation,
     clone,
     find_target,
     missing,
@@ -145,6 +146,8 @@ def _cloned_elsewhere(tmpfs: Fd, file: Fd) -> Source:
 
 def _mount_from_below(rootfs: Rootfs, target: Target, data: bytes, mode: int, label: str) -> Mounted:
     with find_target(rootfs, split(target.path)[0]) as cover:
+        check_propagation(cover)
+        check_propagation(target)
         tmpfs = _mount_tmpfs(cover, len(data), label)
         try:
             with Source(_write(tmpfs.fd.fileno(), data, mode), READ_ONLY_DATA) as source:

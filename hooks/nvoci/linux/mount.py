@@ -44,8 +44,9 @@ missing: set[str] = set()
 
 def _refuse_backports(release: str) -> None:
     """RHEL 8 has parts of the mount API in its 4.18; they are known to be slow and faulty, and are not used."""
-    major, minor = release.split(".")[:2]
-    if (int(major), int(minor)) < (5, 2):
+    major, _, rest = release.partition(".")
+    digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+    if major.isdigit() and digits.isdigit() and (int(major), int(digits)) < (5, 2):
         missing.update(("fsopen", "open_tree", "move_mount", "mount_setattr"))
 
 
@@ -203,7 +204,7 @@ def attempt(name: str, call: Callable[[], int | None]) -> int | None:
 
 def attach(source: Source, target: Target) -> Mounted:
     """Mount on the very inode that `target` has open, and check the result. Raises OSError, HookError."""
-    _check_propagation(target)
+    check_propagation(target)
     try:
         mounted = _attach_tree(source, target) or _attach_bind(source, target)
     except OSError as e:
@@ -216,7 +217,7 @@ def attach(source: Source, target: Target) -> Mounted:
     return mounted
 
 
-def _check_propagation(target: Target) -> None:
+def check_propagation(target: Target) -> None:
     """What is mounted on a shared mount appears in all of its peers, the host's among them (mount_namespaces(7))."""
     here = mount_id(target.fd.fileno())
     for one in own_mounts():

@@ -15,7 +15,7 @@ from errno import E2BIG, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ENOTEMP
 from nvoci.errors import HookError, hook_error
 from nvoci.linux import procfs
 from nvoci.linux.fd import Fd, read_at_most
-from nvoci.linux.lookup import lookup
+from nvoci.linux.lookup import PATH_MAX, lookup
 from nvoci.linux.pattern import is_pattern, match
 
 MAX_HANDLES = 64
@@ -208,6 +208,8 @@ class Rootfs:
         """glob(3) inside the root: the paths that match, in bytewise order; components without a wildcard are not
         looked for. E2BIG where `budget` is used up."""
         paths = [b""]
+        if len(unsafe_pattern) > PATH_MAX:
+            return []
         for component in unsafe_pattern.split(b"/"):
             if not component:
                 continue
@@ -215,6 +217,7 @@ class Rootfs:
                 paths = [path + b"/" + component for path in paths]
                 continue
             paths = [path + b"/" + name for path in paths for name in sorted(self._matching(path, component, budget))]
+            paths = [path for path in paths if len(path) < PATH_MAX]
             if len(paths) > budget.names:
                 raise OSError(E2BIG, f"more than {budget.names} names match", unsafe_pattern)
         return paths

@@ -17,7 +17,7 @@ import fcntl
 import posix
 import select
 from _stat import S_ISDIR, S_ISLNK, S_ISREG
-from errno import EBUSY, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOSYS, ENOTDIR, EWOULDBLOCK
+from errno import EBUSY, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOSYS, ENOTDIR, EPERM, EWOULDBLOCK
 
 from nvoci.linux import abi
 from nvoci.linux.fd import Fd, write_all
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NAME = b".nvoci-tmp"
+# The others are for where something else is in the way of NAME, or holds its lock; all are looked for by the next run.
+NAMES = (NAME, NAME + b"-1", NAME + b"-2", NAME + b"-3")
 _WAIT_MS = 5
 _WAITS = 400
 _TRIES = 16
@@ -98,7 +100,13 @@ class Staging:
         """Move the regular file or link `name` in here; ENOENT where there is none."""
         temporary = b"%d" % self._count
         self._count += 1
-        posix.rename(name, temporary, src_dir_fd=self.directory.fileno(), dst_dir_fd=self.fileno())
+        here, there = self.fileno(), self.directory.fileno()
+        posix.rename(name, temporary, src_dir_fd=there, dst_dir_fd=here)
+        try:
+            _check_replaceable(here, temporary, name)
+        except OSError:
+            rename_noreplace(here, temporary, there, name)  # it came after the caller's look
+            raise
         return Replaced(self, temporary, name, None, None)
 
     def close(self) -> None:
@@ -158,16 +166,17 @@ class Replaced:
 
 
 def sweep(directory: Dir) -> None:
-    """Remove what a killed run left in `directory`; what a live one holds is left alone. One stat(2) otherwise."""
-    try:
-        posix.stat(NAME, dir_fd=directory.fileno(), follow_symlinks=False)
-        fd = _try_lock(directory, NAME)
-        if fd is not None:
-            with fd:
-                _empty(fd.fileno())
-                posix.rmdir(NAME, dir_fd=directory.fileno())
-    except OSError:
-        return  # none there; or not ours, and then it stays
+    """Remove what a killed run left in `directory`; what a live one holds is left alone. Four stat(2) otherwise."""
+    for name in NAMES:
+        try:
+            posix.stat(name, dir_fd=directory.fileno(), follow_symlinks=False)
+            fd = _try_lock(directory, name)
+            if fd is not None:
+                with fd:
+                    _empty(fd.fileno())
+                    posix.rmdir(name, dir_fd=directory.fileno())
+        except OSError:
+            continue  # none there; or not ours, and then it stays
 
 
 def rename_noreplace(olddirfd: int, old: bytes, newdirfd: int, new: bytes) -> None:
@@ -197,28 +206,23 @@ def exchange(olddirfd: int, old: bytes, newdirfd: int, new: bytes) -> None:
 
 def _open_locked(directory: Dir) -> tuple[bytes, Fd]:
     """The staging directory's name and locked descriptor. A name that another holds for two seconds, or that is not
-    a directory of ours, is passed over for a random one."""
-    for _ in range(_WAITS):
-        try:
-            fd = _try_lock(directory, NAME)
-        except OSError as e:
-            if e.errno in (ENOTDIR, ELOOP):
-                break
-            raise
-        if fd is not None:
+    a directory of ours, is passed over for the next."""
+    waits = _WAITS
+    for name in NAMES:
+        while True:
             try:
-                _empty(fd.fileno())
-            except OSError:
-                with fd:
-                    _rmdir_if_empty(NAME, directory.fileno())
-                raise
-            return NAME, fd
-        select.select([], [], [], _WAIT_MS / 1000)
-    for _ in range(_TRIES):
-        name = NAME + b"-" + _random_suffix()
-        fd = _try_lock(directory, name)
-        if fd is not None:
-            return name, fd
+                fd = _try_lock(directory, name)
+                if fd is not None:
+                    _empty(fd.fileno())
+                    return name, fd
+            except OSError as e:
+                if e.errno not in (ENOTDIR, ELOOP, EISDIR, EPERM):
+                    raise
+                break
+            if waits <= 0:
+                break
+            waits -= 1
+            select.select([], [], [], _WAIT_MS / 1000)
     raise OSError(EBUSY, "no staging directory can be locked", directory.path + b"/" + NAME)
 
 
@@ -268,8 +272,3 @@ def _empty(fd: int) -> None:
     """Unlink everything in a staging directory; a directory in there is not ours and makes its removal fail."""
     for name in posix.listdir(fd):
         posix.unlink(fsencode(name), dir_fd=fd)
-
-
-def _random_suffix() -> bytes:
-    """Eight random bytes as hexadecimal digits (getrandom(2))."""
-    return posix.getrandom(8).hex().encode()

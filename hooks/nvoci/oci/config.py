@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 MAX_CONFIG = 16 << 20
 _loaded: dict[str, dict[str, Any]] = {}
-_OVERFLOW_UID = 65534  # how a user namespace shows an owner that it does not map: the host's root, too
 _HINT = "check the bundle that the runtime made"
 
 
@@ -27,7 +26,7 @@ def load(bundle: str) -> dict[str, Any]:
     if known is not None:
         return known
     path = f"{bundle}/config.json"
-    owners = (0, posix.geteuid(), _OVERFLOW_UID)
+    owners = (0, posix.geteuid(), posix.stat(b"/").st_uid)  # a user namespace shows the host's root as another
     data = read_file(path, MAX_CONFIG, "read config", refuse_mode=0o002, owners=owners)
     _loaded[bundle] = load_object(data, "read config", path, _HINT)
     return _loaded[bundle]

@@ -13,6 +13,7 @@ import select
 import sys
 
 from nvoci.errors import HookError
+from nvoci.hook import watchdog
 from nvoci.hook.operation import Operation
 from nvoci.hook.table import COMMON, HOOKS, LIST, SPEC, TEXT, Hook, Option
 from nvoci.linux import procfs
@@ -99,7 +100,16 @@ class Told(Operation):
         raise TypeError(self.argument)
 
     def _wait(self) -> None:
+        watchdog.may_raise(True)
+        try:
+            select.select([], [], [], float(self.argument))
+        finally:
+            watchdog.may_raise(False)
+
+    def _busy(self) -> None:
+        """Between a system call and its record: nothing may interrupt this."""
         select.select([], [], [], float(self.argument))
+        self.note("recorded")
 
     def _deaf(self) -> None:
         _signal.pthread_sigmask(_signal.SIG_BLOCK, range(1, 32))
