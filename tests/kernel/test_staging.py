@@ -13,7 +13,7 @@ import pytest
 
 from nvoci.linux import procfs, staging
 from nvoci.linux.rootfs import Rootfs
-from nvoci.linux.staging import NAME, Staging
+from nvoci.linux.staging import NAME, Staging, sweep
 from tests.kernel.namespaced import forked, os_error
 
 pytestmark = pytest.mark.kernel
@@ -324,3 +324,22 @@ def test_directory_that_comes_in_the_way_while_replacing_goes_back(
         stage.publish(stage.new_link(b"ours"), b"name")
     assert e.value.errno in (errno.EISDIR, errno.EPERM)  # EPERM: link(2) of a directory, where there is no exchange
     assert os.listdir(path / "name") == ["theirs"]
+
+
+def test_a_directory_with_a_directory_in_it_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / ".nvoci-tmp/theirs").mkdir(parents=True)
+    (tmp_path / "x").write_text("old")
+    root = Rootfs.open(str(tmp_path))
+    staging = Staging(root.dir(b""))
+    assert staging.publish(staging.new_link(b"new"), b"x").replaced
+    staging.close()
+    assert os.readlink(tmp_path / "x") == "new"
+    assert sorted(os.listdir(tmp_path)) == [".nvoci-tmp", "x"]
+
+
+@pytest.mark.parametrize("name", [".nvoci-tmp", ".nvoci-tmp-1", ".nvoci-tmp-3"])
+def test_every_name_that_a_killed_run_can_leave_is_swept(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "0").touch()
+    sweep(Rootfs.open(str(tmp_path)).dir(b""))
+    assert os.listdir(tmp_path) == []

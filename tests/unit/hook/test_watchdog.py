@@ -116,3 +116,11 @@ def test_check_is_silent_until_time_is_up(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(watchdog, "_expired", "not finished after 3 s")
     with pytest.raises(HookError, match="hook: not finished after 3 s"):
         watchdog.check()
+
+
+def test_the_deadline_never_comes_between_a_system_call_and_its_record(program: Program, state: bytes) -> None:
+    line = one_error(program.do("step:1", "busy:1.5", "step:2", words=["--timeout", "0.2"], stdin=state, extra=QUICK))
+    assert "not finished after 0.2 s" in line
+    assert "recorded" in program.journal()
+    assert "do step 2" not in program.journal()
+    assert program.journal()[-2:] == ["undo busy 1.5", "undo step 1"]
