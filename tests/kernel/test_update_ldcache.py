@@ -396,15 +396,3 @@ def test_full_file_system_is_one_error_and_an_unchanged_root(root: Path, tmp_pat
     line, unchanged = isolated(body)
     assert "ENOSPC" in line
     assert unchanged
-
-
-def test_a_setuid_bit_of_the_image_is_not_carried_over_to_a_file_of_root(root: Path) -> None:
-    path = root / f"etc/ld-musl-{os.uname().machine}.path"
-    (root / "etc/alpine-release").touch()
-    path.write_text("/lib\n")
-    os.chown(path, 1000, 1000)
-    path.chmod(0o4755)
-    with container(root) as pid:
-        in_container(pid, root, KERNELS[0], lambda c: update(c, "/opt/nv"))
-    assert path.read_text().startswith("/lib\n/opt/nv\n")
-    assert oct(path.stat().st_mode & 0o7777) == "0o644"
