@@ -213,7 +213,7 @@ def _open_locked(directory: Dir) -> tuple[bytes, Fd]:
             try:
                 fd = _try_lock(directory, name)
                 if fd is not None:
-                    _empty(fd.fileno())
+                    _empty_or_remove(directory, name, fd)
                     return name, fd
             except OSError as e:
                 if e.errno not in (ENOTDIR, ELOOP, EISDIR, EPERM):
@@ -224,6 +224,16 @@ def _open_locked(directory: Dir) -> tuple[bytes, Fd]:
             waits -= 1
             select.select([], [], [], _WAIT_MS / 1000)
     raise OSError(EBUSY, "no staging directory can be locked", directory.path + b"/" + NAME)
+
+
+def _empty_or_remove(directory: Dir, name: bytes, fd: Fd) -> None:
+    """Empty a directory just locked; where that fails it is let go, and removed if it is empty."""
+    try:
+        _empty(fd.fileno())
+    except OSError:
+        with fd:
+            _rmdir_if_empty(name, directory.fileno())
+        raise
 
 
 def _try_lock(directory: Dir, name: bytes) -> Fd | None:
