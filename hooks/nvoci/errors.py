@@ -25,15 +25,6 @@ class HookError(Exception):
         return text if len(text) <= 4000 else text[:3000] + " [cut] " + text[-900:]
 
 
-class ExitStatus(Exception):
-    """A child's exit status that becomes our own."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-
-
 def printable(unsafe: object) -> str:
     """Text from a container or the command line, safe for a log line: no control character, no bidi mark."""
     if isinstance(unsafe, bytes):

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from nvoci.errors import ExitStatus, HookError, errno_name, hook_error, printable
+from nvoci.errors import HookError, errno_name, hook_error, printable
 
 PRINTABLE: dict[str, tuple[object, str]] = {
     "plain": ("a b/c'\"\\", "a b/c'\"\\"),
@@ -74,7 +74,3 @@ def test_an_os_error_is_told_with_stage_object_errno_and_remedy(error: OSError, 
 
 def test_the_object_is_made_printable() -> None:
     assert hook_error("open", b"a\n\xff", OSError(errno.EIO, ""), "h").line() == r"open a\n\xff: EIO (h)"
-
-
-def test_a_childs_exit_status_carries_its_code() -> None:
-    assert (ExitStatus(3, "exit status 3").code, str(ExitStatus(3, "exit status 3"))) == (3, "exit status 3")

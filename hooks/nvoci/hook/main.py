@@ -11,7 +11,7 @@ import posix
 import sys
 
 from nvoci import __version__, log
-from nvoci.errors import FAILED, OK, ExitStatus, HookError, hook_error, printable
+from nvoci.errors import FAILED, OK, HookError, hook_error, printable
 from nvoci.hook import options, process, settings, table
 
 TYPE_CHECKING = False
@@ -41,9 +41,6 @@ def _guarded(name: str, words: list[str], needs_hook_word: bool) -> None:
         code = _program(name, words, needs_hook_word, env)
     except HookError as e:
         log.error(e.line())
-    except ExitStatus as e:
-        log.error(e.message)
-        code = e.code
     except options.Help as e:
         code = _print_help(name, e.hook)
     except OSError as e:

@@ -8,7 +8,7 @@ import sys
 import time
 
 from nvoci import log
-from nvoci.errors import FAILED, OK, ExitStatus, HookError, hook_error
+from nvoci.errors import FAILED, OK, HookError, hook_error
 from nvoci.hook import enter, process, watchdog
 from nvoci.hook.container import OUTSIDE, Container
 from nvoci.hook.operation import Transaction
@@ -147,7 +147,7 @@ def _in_worker(job: _Job) -> int:
     if not code.isdigit():
         raise HookError("hook: the worker in the container's mount namespace died", "see the kernel's log; run again")
     if message:
-        raise HookError(message, hint) if int(code) == FAILED else ExitStatus(int(code), message)
+        raise HookError(message, hint)
     return int(code)
 
 
@@ -163,8 +163,6 @@ def _worker(job: _Job, write_end: int, parent: int) -> None:
         report = f"{job.run()}\0\0"
     except HookError as e:
         report = f"{FAILED}\0{e.message}\0{e.hint}"
-    except ExitStatus as e:
-        report = f"{e.code}\0{e.message}\0"
     except OSError as e:
         error = hook_error("hook", e.filename or "", e)
         report = f"{FAILED}\0{error.message}\0{error.hint}"
