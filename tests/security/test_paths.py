@@ -147,7 +147,6 @@ def test_naive_a_link_to_the_host_is_followed(arena: Arena, params: Path, plan: 
 
 FILES = [c for c in CASES if c.values[0].id != "params"]  # with a real procfs in the root, whose links these are
 FIRST = [pytest.param(p, p.first, id=p.id) for p in PLANS if p.id != "params"]
-FD = 77
 
 
 @pytest.mark.parametrize("stage", ["outside", "inside"])
@@ -183,22 +182,20 @@ MAGIC = {
     "thread-self-root": "/proc/thread-self/root{canary}",
     "self-task-cwd": "/proc/thread-self/cwd",
     "self-cwd": "/proc/self/cwd",
-    "self-fd": f"/proc/self/fd/{FD}",
-    "dev-fd": f"/dev/fd/{FD}",
+    "self-fd": "/proc/self/fd/{fd}",
+    "dev-fd": "/dev/fd/{fd}",
 }
 
 
 def through_own_process(arena: Arena, plan: Plan, k: int, link: str, stage: str, **how: object) -> list[str]:
-    """The hook with the canary as working directory and as descriptor 77, either of which the link leads to."""
-    lay(arena, plan, k, MAGIC[link].format(canary=arena.canary), "nowhere")
+    """The hook with the canary as its working directory and an inherited descriptor: the link leads to either."""
     options = {"setup": GPU_NODE + 'ln -s /proc/self/fd "$R/dev/fd"\n'}
     fd = os.open(arena.canary, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.dup2(fd, FD)
-        return attempt(arena, plan.args, stage, container=options, cwd=arena.canary, pass_fds=[FD], **how)
+        lay(arena, plan, k, MAGIC[link].format(canary=arena.canary, fd=fd), "nowhere")
+        return attempt(arena, plan.args, stage, container=options, cwd=arena.canary, pass_fds=[fd], **how)
     finally:
         os.close(fd)
-        os.close(FD)
 
 
 @pytest.mark.parametrize("stage", ["outside", "inside"])
