@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ MS_REC, MS_PRIVATE = 0x4000, 1 << 18
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run tests marked long")
     parser.addoption("--compat", action="store_true", help="run every hook with the newer system calls blocked")
+    parser.addoption("--fuzz", type=float, metavar="SECONDS", help="tests/fuzz: try new inputs for so long, each target")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,6 +33,28 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[hookproc.COMPAT_SWITCH] = "1"
     proc.become_subreaper()
     _own_mount_namespace()
+
+
+@pytest.fixture(autouse=True)
+def _close_what_a_test_leaves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A hook's process ends soon and closes little; in ours what it opens below a test's directory adds up, until a
+    limit of descriptors that some test sets is met."""
+    top = str(tmp_path_factory.getbasetemp().parent)
+    before = _descriptors(top)
+    yield
+    for fd in _descriptors(top) - before:
+        os.close(fd)
+
+
+def _descriptors(top: str) -> set[int]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}").startswith(top):
+                found.add(int(name))
+        except OSError:
+            continue  # that of the listing itself
+    return found
 
 
 def _own_mount_namespace() -> None:

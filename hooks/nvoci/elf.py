@@ -1,7 +1,7 @@
 """What a hook asks of an ELF file: class, machine, interpreter, soname, needed libraries, notes. Bounded.
 
 The file is a stranger's. It is read with pread(2) only (a mapped file that is truncated meanwhile is SIGBUS), every
-offset and count is checked, and whatever is wrong is an `ElfError`. Four to six reads for an ordinary library.
+offset and count is checked, and whatever is wrong is an `ElfError`. Three or four reads for an ordinary library.
 Layouts: elf(5), elf.h.
 """
 
@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE = 1, 2, 3, 4
+PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE, PT_GNU_PROPERTY = 1, 2, 3, 4, 0x6474E553
 SHT_NOTE = 7
 DT_NULL, DT_NEEDED, DT_STRTAB, DT_STRSZ, DT_SONAME = 0, 1, 5, 10, 14
 _SHN_XINDEX = 0xFFFF
@@ -35,6 +35,7 @@ _PHDR_ORDER = {1: (0, 1, 2, 4, 7), 2: (0, 2, 3, 5, 7)}
 _SHDR = {1: "IIIIIIIIII", 2: "IIQQQQIIQQ"}
 _SHDR_ORDER = (0, 1, 4, 5, 6, 8)
 _DYN = {1: "iI", 2: "qQ"}
+_HEAD = 1024
 _EHSIZE, _PHENTSIZE, _SHENTSIZE = {1: 52, 2: 64}, {1: 32, 2: 56}, {1: 40, 2: 64}
 
 
@@ -54,13 +55,16 @@ class Note:
 
 
 class Elf:
-    """`bits` is 32 or 64. `soname` is None where there is none. Names are as they stand in the file: unsafe."""
+    """bits: 32 or 64. endian: as sys.byteorder. dynamic: whether it has a dynamic section. unsafe_soname: None where
+    there is none. Names are as they stand in the file."""
 
-    __slots__ = ("_class", "_fd", "_order", "_sections", "_segments", "bits", "flags", "interp", "machine", "type",
-                 "unsafe_needed", "unsafe_soname")  # fmt: skip
+    __slots__ = ("_class", "_fd", "_head", "_needed", "_order", "_sections", "_segments", "bits", "dynamic", "endian",
+                 "flags", "interp", "machine", "type", "unsafe_soname")  # fmt: skip
 
     def __init__(self, fd: int) -> None:
-        ident = _pread(fd, 0, 16)
+        # All that most files need of their beginning, in one read: measured 0.2 ms less for 25 libraries.
+        self._head = _pread(fd, 0, _HEAD)
+        ident = self._head[:16]
         if ident[:4] != b"\x7fELF":
             raise ElfError("no ELF magic")
         if len(ident) < 16:
@@ -70,15 +74,22 @@ class Elf:
         self._fd = fd
         self._class = ident[4]
         self._order = "<" if ident[5] == 1 else ">"
+        self.endian = "little" if ident[5] == 1 else "big"
         self.bits = 32 * ident[4]
-        raw = unpack(self._order + _EHDR[self._class], _read(fd, 16, _EHSIZE[self._class] - 16))
+        raw = unpack(self._order + _EHDR[self._class], self._at(16, _EHSIZE[self._class] - 16))
         self.type, self.machine, self.flags = raw[0], raw[1], raw[6]
         self._sections: tuple[int, int, int, int] = (raw[5], raw[10], raw[11], raw[12])
         self._segments = self._read_segments(raw[4], raw[8], raw[9])
         self.interp = any(s[0] == PT_INTERP for s in self._segments)
+        self.dynamic = any(s[0] == PT_DYNAMIC and s[3] > 0 for s in self._segments)
         self.unsafe_soname: bytes | None = None
-        self.unsafe_needed: list[bytes] = []
+        self._needed: tuple[int, int, list[int]] = (0, 0, [])  # string table, its size, places in it
         self._read_dynamic()
+
+    def _at(self, offset: int, size: int) -> bytes:
+        """`_read`, from the beginning of the file if it lies there."""
+        end = offset + size
+        return self._head[offset:end] if end <= len(self._head) else _read(self._fd, offset, size)
 
     def _read_segments(self, offset: int, size: int, count: int) -> list[tuple[int, ...]]:
         """(type, offset, vaddr, filesz, align) of each program header."""
@@ -86,7 +97,7 @@ class Elf:
             return []
         if size != _PHENTSIZE[self._class] or count > MAX_SEGMENTS:
             raise ElfError("bad size or number of program headers")
-        table = _read(self._fd, offset, size * count)
+        table = self._at(offset, size * count)
         order = _PHDR_ORDER[self._class]
         return [tuple(raw[i] for i in order) for raw in iter_unpack(self._order + _PHDR[self._class], table)]
 
@@ -121,7 +132,12 @@ class Elf:
         start, size = self._file_offset(one[DT_STRTAB]), one[DT_STRSZ]
         if DT_SONAME in one:
             self.unsafe_soname = self._string(start, size, one[DT_SONAME])
-        self.unsafe_needed = [self._string(start, size, at) for at in needed]
+        self._needed = (start, size, needed)
+
+    def unsafe_needed(self) -> list[bytes]:
+        """The libraries it needs, in its order; read when asked for."""
+        start, size, places = self._needed
+        return [self._string(start, size, at) for at in places]
 
     def _file_offset(self, address: int) -> int:
         for kind, offset, vaddr, size, _ in self._segments:
@@ -169,10 +185,17 @@ class Elf:
         raws = iter_unpack(self._order + _SHDR[self._class], table)
         return [tuple(raw[i] for i in _SHDR_ORDER) for raw in raws]
 
-    def segment_notes(self) -> list[Note]:
-        """The notes in all PT_NOTE segments."""
-        segments = self._segments
-        return self._all_notes((offset, size, align) for kind, offset, _, size, align in segments if kind == PT_NOTE)
+    def unsafe_interp(self) -> bytes | None:
+        """The interpreter of PT_INTERP, without its NUL; None where there is none."""
+        for kind, offset, _, size, _ in self._segments:
+            if kind == PT_INTERP:
+                return _read(self._fd, offset, min(size, MAX_STRING)).partition(b"\0")[0]
+        return None
+
+    def segment_notes(self, kind: int = PT_NOTE, align: int = 0) -> list[Note]:
+        """The notes in all segments of type `kind`, of one alignment only if that is given."""
+        wanted = (s for s in self._segments if s[0] == kind and align in (0, s[4]))
+        return self._all_notes((offset, size, align) for _, offset, _, size, align in wanted)
 
     def _all_notes(self, areas: Iterable[tuple[int, int, int]]) -> list[Note]:
         """The notes of all (offset, size, align); the limit is for all of them, since areas may lie on each other."""

@@ -61,6 +61,7 @@ CHANGES: Mapping[str, Mapping[str, str]] = {
     },
     "update-application-profile": {"profile": MASK_9},
     "update-ldcache": {
+        "link": "libcuda.so.1",
         "cuda": f"{LIBDIR}/libcuda.so.{driver.VERSION}",
         "ml": f"{LIBDIR}/libnvidia-ml.so.{driver.VERSION}",
         "cuda_loads": "0",
@@ -68,7 +69,8 @@ CHANGES: Mapping[str, Mapping[str, str]] = {
     },
 }
 ALL = {k: v for change in CHANGES.values() for k, v in change.items()} | {
-    "cuda": f"{COMPAT_DIR}/libcuda.so.{COMPAT_VERSION}"
+    "link": CUDA,  # made by create-symlinks before update-ldcache could
+    "cuda": f"{COMPAT_DIR}/libcuda.so.{COMPAT_VERSION}",
 }
 
 _REPORT = r"""

@@ -13,7 +13,12 @@ from lib import jail, oracle
 pytestmark = pytest.mark.e2e
 TOUCH = "touch /x 2>/dev/null && echo writable || echo read-only"
 # What hooks can still do where they can't write: mounts, and the cache as one.
-BY_MOUNTS = {**PLAIN, **CHANGES["disable-device-node-modification"], **CHANGES["update-ldcache"]}
+BY_MOUNTS = {
+    **PLAIN,
+    **CHANGES["disable-device-node-modification"],
+    **CHANGES["update-ldcache"],
+    "link": PLAIN["link"],
+}
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ def test_own_mounts_agree_with_findmnt(tmp_path: Path) -> None:
         assert (mine.source, mine.fstype, mine.root) == (b"so urce", b"tmpfs", b"/")
         with Fd(os.open(target, os.O_PATH)) as fd:
             assert mountinfo.mount_id(fd.fileno()) == mine.id == syscalls.statx_mount(fd.fileno())[0]
+        assert mountinfo.own_targets() == [m.target for m in mountinfo.own_mounts()]
+        assert os.fsencode(target) in mountinfo.own_targets()
         listed = namespaced.sh("findmnt --kernel --noheadings --raw --output ID").split()
         assert sorted(map(int, listed)) == sorted(m.id for m in mountinfo.own_mounts())
 
@@ -42,3 +44,15 @@ def test_mountinfo_parser_takes_optional_fields_and_refuses_garbage() -> None:
     for bad in (b"36", b"a b c d e f - g h i", b"36 35 98:0 / /mnt rw ext3 x y", b"1 2 3 4 5 6 - 7"):
         with pytest.raises(ValueError, match=r"mountinfo|invalid literal"):
             list(mountinfo.parse(bad))
+
+
+def test_own_targets_are_read_of_any_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more is asked of a line than that it has its fifth field: the rest is not looked at."""
+    table = (
+        b"36 35 98:0 /m /mnt\\040a rw - ext3 /dev/root rw\n37 35 98:0 / /mnt/b rw,noatime master:1 - x y z\n"
+        b"38 35 0:5 / /mnt\\134\\012\\011x ro\n39 35 98:0 /\n\n"
+    )
+    monkeypatch.setattr(mountinfo.procfs, "read", lambda name, limit: table)
+    assert mountinfo.own_targets() == [b"/mnt a", b"/mnt/b", b"/mnt\\\n\tx"]
+    monkeypatch.setattr(mountinfo.procfs, "read", lambda name, limit: b"")
+    assert mountinfo.own_targets() == []

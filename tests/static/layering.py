@@ -18,7 +18,7 @@ ROOMS: dict[str, set[str]] = {
     "jsonfile": {"linux"},  # opens and writes files through Fd; linux must not import it back
     "linux": set(),
     "elf": {"linux"},
-    "ldcache": {"linux"},
+    "ldcache": {"linux", "elf"},
     "oci": set(),
     "hook": {"linux", "elf", "ldcache", "oci"},
     "discover": {"linux", "elf", "ldcache"},
@@ -46,10 +46,12 @@ HOT = {
     "hook",
     "discover.model",
     "discover.inventory",
+    "discover.record",
+    "discover.fingerprint",
     "prestart",
 }
 # _stat and _struct are the C halves of stat and struct; posix is that of os.
-HOT_IMPORTS = set("__future__ sys posix errno stat _stat struct _struct fcntl select time _signal _json".split())
+HOT_IMPORTS = set("__future__ sys gc posix errno stat _stat struct _struct fcntl select time _signal _json".split())
 HOT_IMPORTS_OF_ROOM = {"linux": {"_ctypes"}}
 # What a hot module may import inside a function, with the reason.
 HOT_EXCEPTIONS = {

@@ -32,11 +32,17 @@ def notes(path: Path) -> list[tuple[bytes, int, bytes]]:
 
 
 def open_elf(path: Path) -> Elf:
+    """Without its needed libraries, which are read when they are asked for."""
     fd = os.open(path, os.O_RDONLY)
     try:
         return Elf(fd)
     finally:
         os.close(fd)
+
+
+def needed(path: Path) -> list[bytes]:
+    with path.open("rb") as f:
+        return Elf(f.fileno()).unsafe_needed()
 
 
 def readelf(path: Path, *flags: str) -> str:
@@ -50,9 +56,10 @@ def test_names_are_those_that_readelf_shows(tmp_path: Path, machine: str) -> Non
     path = elfmaker.make_so(tmp_path / "lib.so", "libx.so.1", ["liba.so.2", "libb.so"], machine)
     found, text = open_elf(path), readelf(path, "-d")
     assert [found.unsafe_soname] == [s.encode() for s in re.findall(r"soname: \[(.*)\]", text)] == [b"libx.so.1"]
-    assert found.unsafe_needed == [s.encode() for s in re.findall(r"Shared library: \[(.*)\]", text)]
+    assert needed(path) == [s.encode() for s in re.findall(r"Shared library: \[(.*)\]", text)]
     em, bits, _, flags = elfmaker.MACHINES[machine]
     assert (found.machine, found.bits, found.flags, found.type, found.interp) == (em, bits, flags, 3, False)
+    assert (found.endian, found.dynamic) == (elfmaker.MACHINES[machine][2], True)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -83,7 +90,7 @@ def test_libraries_of_this_host_read_as_readelf_reads_them() -> None:
         found, text = open_elf(path), readelf(path, "-d")
         sonames = [s.encode() for s in re.findall(r"soname: \[(.*)\]", text)]
         assert [found.unsafe_soname] == (sonames or [None])
-        assert found.unsafe_needed == [s.encode() for s in re.findall(r"Shared library: \[(.*)\]", text)]
+        assert needed(path) == [s.encode() for s in re.findall(r"Shared library: \[(.*)\]", text)]
 
 
 # -- malformed --------------------------------------------------------------------------------------------------
@@ -154,6 +161,9 @@ MALFORMED_NOTES: dict[str, Callable[[bytearray], None]] = {
 }  # fmt: skip
 
 
+MALFORMED_NEEDED = {"outside": 1 << 32, "at the end": HUGE}
+
+
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
     return elfmaker.make_so(tmp_path / "lib.so", "libx.so.1", notes=[NOTE])
@@ -179,6 +189,28 @@ def test_malformed_file_is_one_error(good: Path, shape: str) -> None:
 def test_malformed_notes_are_one_error(good: Path, shape: str) -> None:
     with pytest.raises(ElfError):
         notes(changed(good, MALFORMED_NOTES[shape]))
+
+
+@pytest.mark.parametrize("shape", MALFORMED_NEEDED)
+def test_malformed_needed_library_is_an_error_for_who_asks(tmp_path: Path, shape: str) -> None:
+    """The soname is good, and most who read a file want no more."""
+    path = elfmaker.make_so(tmp_path / "lib.so", needed=["liba.so.2"])
+    data = bytearray(path.read_bytes())
+    at = data.index(struct.pack("<QQ", 1, 1))
+    struct.pack_into("<Q", data, at + 8, MALFORMED_NEEDED[shape])
+    path.write_bytes(data)
+    assert open_elf(path).unsafe_soname is None
+    with pytest.raises(ElfError, match="outside of its table"):
+        needed(path)
+
+
+def test_program_without_a_dynamic_section_has_none() -> None:
+    found = open_elf(Path("/bin/busybox"))
+    assert (found.dynamic, found.unsafe_soname, found.unsafe_needed()) == (False, None, [])
+
+
+def test_empty_dynamic_segment_counts_as_none(good: Path) -> None:
+    assert not open_elf(changed(good, segment(2, 32, "Q", 0))).dynamic
 
 
 def test_section_number_that_does_not_fit_is_in_section_0(good: Path) -> None:

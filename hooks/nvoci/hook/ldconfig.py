@@ -10,12 +10,16 @@ from __future__ import annotations
 import posix
 from errno import EINVAL, ENOENT, ENOTDIR, EROFS
 
-from nvoci import ldcache, log
+from nvoci import log
+from nvoci.elf import Elf, ElfError
 from nvoci.errors import HookError, hook_error, printable
-from nvoci.hook import dropins, watchdog
-from nvoci.hook.mounts import GeneratedMount
+from nvoci.hook import watchdog
+from nvoci.hook.cachefile import CACHE, publish
 from nvoci.hook.operation import Operation, Transaction
-from nvoci.hook.operations import MakeLink, WriteFile, shown
+from nvoci.hook.operations import MakeLink, shown
+from nvoci.jsonfile import check_trusted, open_regular
+from nvoci.ldcache.cache import CacheError, parse, redirected
+from nvoci.ldcache.compute import is_name
 from nvoci.linux import abi, confine
 
 TYPE_CHECKING = False
@@ -25,26 +29,52 @@ if TYPE_CHECKING:
     from nvoci.hook.container import Container
     from nvoci.linux.rootfs import Rootfs
 
-CACHE = b"etc/ld.so.cache"
-CONF_HINT = "ld.so.conf and what it includes must be regular files of at most 1 MiB, and no more than 1024"
+_STAGE = "update-ldcache: ldconfig"
+_MACHINE = {"x86_64": 62, "aarch64": 183}  # elf.h: EM_X86_64, EM_AARCH64
+_ET_EXEC, _ET_DYN = 2, 3
 _NEW_CONF, _NEW_CACHE = b"ld.so.conf", b"ld.so.cache"
 _SECONDS = 20.0
 _ARROW = b" -> "
-_CACHE_MAX = 64 << 20
+
+
+def load_program(path: str) -> confine.Program:
+    """The host's ldconfig, copied while the host's files are in reach. Raises HookError."""
+    if not path:
+        raise HookError("update-ldcache: ldconfig-path must be specified")
+    if not path.startswith("/"):
+        raise HookError(f"{_STAGE} {printable(path)}: not an absolute path", "give --ldconfig-path from `/`")
+    base = path[: -len(".real")] if path.endswith(".real") else path
+    path = base + ".real" if _exists(base + ".real") else base
+    with open_regular(path, _STAGE) as fd:
+        check_trusted(fd, path, _STAGE)
+        try:
+            elf = Elf(fd.fileno())
+        except ElfError as e:
+            raise HookError(f"{_STAGE} {printable(path)}: {e}", "name the static program itself") from None
+        if elf.interp or elf.type not in (_ET_EXEC, _ET_DYN) or elf.machine != _MACHINE[abi.MACHINE]:
+            raise HookError(f"{_STAGE} {printable(path)}: not a static program of this machine",
+                            "a dynamic one would load the container's libraries; name a static one")  # fmt: skip
+        return confine.Program.from_fd(fd.fileno(), path)
+
+
+def _exists(path: str) -> bool:
+    try:
+        posix.stat(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class RunLdconfig(Operation):
-    """Everything it does is done by operations of its own, which its undo takes back in reverse."""
+    """Run, make the links of its list, publish its cache. Everything is done by operations of its own, which its undo
+    takes back in reverse."""
 
-    __slots__ = ("_done", "container", "folders", "program", "system")
+    __slots__ = ("_done", "container", "directories", "program")
 
-    def __init__(
-        self, container: Container, program: confine.Program, folders: Sequence[bytes], system: Sequence[bytes]
-    ) -> None:
+    def __init__(self, container: Container, program: confine.Program, directories: Sequence[bytes]) -> None:
         self.container = container
         self.program = program
-        self.folders = folders
-        self.system = system
+        self.directories = directories
         self._done: list[Operation] = []
 
     def describe(self) -> str:
@@ -56,7 +86,19 @@ class RunLdconfig(Operation):
         if skipped and self._done:
             # A link that led nowhere (libcuda.so, to a soname link not yet made) now leads to a library.
             cache = self._run()[1]
-        self._publish(ldcache.redirected(cache, missing) if missing else cache, transaction)
+        self._publish(redirected(cache, missing) if missing else cache, transaction)
+
+    def undo(self) -> None:
+        while self._done:
+            self._done.pop().undo()
+
+    def _perform(self, operation: Operation, transaction: Transaction) -> None:
+        self._done.append(operation)
+        operation.execute(transaction)
+
+    def _publish(self, cache: bytes, transaction: Transaction) -> None:
+        for operation in publish(self.container, cache):
+            self._perform(operation, transaction)
 
     def _make_links(self, output: bytes, transaction: Transaction) -> dict[bytes, bytes]:
         """Make the links; returns those that a read-only file system does not take, with the file each leads to."""
@@ -72,14 +114,6 @@ class RunLdconfig(Operation):
                 log.info(f"update-ldcache: {link.describe()}: read-only file system, the cache names the file itself")
         return missing
 
-    def _perform(self, operation: Operation, transaction: Transaction) -> None:
-        self._done.append(operation)
-        operation.execute(transaction)
-
-    def undo(self) -> None:
-        while self._done:
-            self._done.pop().undo()
-
     def _run(self) -> tuple[bytes, bytes, bool]:
         """ldconfig's verbose output, the cache, and whether it met a link that leads nowhere."""
         rootfs, name = self.container.rootfs, self.program.name
@@ -91,7 +125,7 @@ class RunLdconfig(Operation):
         try:
             result = confine.run(
                 self.program, rootfs.fileno(), argv, place=place, seconds=seconds,
-                files={_NEW_CONF: self._conf()}, outputs=(_NEW_CACHE,),
+                files={_NEW_CONF: b"".join(d + b"\n" for d in self.directories)}, outputs=(_NEW_CACHE,),
             )  # fmt: skip
         finally:
             watchdog.may_raise(False)
@@ -106,54 +140,10 @@ class RunLdconfig(Operation):
             raise HookError(f"run {name}: its list of libraries is longer than {confine.STDOUT_MAX >> 20} MiB")
         cache = result.outputs.get(_NEW_CACHE, b"")
         try:
-            ldcache.parse(cache)
-        except ldcache.CacheError as e:
+            parse(cache)
+        except CacheError as e:
             raise HookError(f"run {name}: the cache it wrote is invalid: {e}", "name another --ldconfig-path") from None
         return result.stdout, cache, b"Cannot stat " in result.stderr
-
-    def _conf(self) -> bytes:
-        """What the image's ld.so.conf and our drop-ins name, flat; ours also where the image does not include them."""
-        try:
-            named = ldcache.conf_directories(self.container.rootfs)
-            compat = ldcache.conf_directories(self.container.rootfs, b"/" + dropins.FOLDER + dropins.COMPAT)
-        except OSError as e:
-            raise hook_error("read", e.filename or ldcache.CONF, e, CONF_HINT) from None
-        known = set(named)
-        ours = [*compat, *(f for f in self.folders if f not in self.system)]
-        first = [f for f in ours if (f.rstrip(b"/") or b"/") not in known]
-        last = [s for s in self.system if s not in known]
-        return b"".join(d + b"\n" for d in (*first, *named, *last))
-
-    def _publish(self, cache: bytes, transaction: Transaction) -> None:
-        rootfs = self.container.rootfs
-        if not is_read_only(rootfs, b"etc"):
-            self._perform(WriteFile(rootfs, CACHE, cache, 0o644), transaction)
-            return
-        try:
-            if rootfs.read_file(CACHE, _CACHE_MAX) == cache:
-                return
-        except OSError as e:
-            if e.errno not in (ENOENT, ENOTDIR):
-                raise hook_error("read", CACHE, e) from None
-            message = f"{shown(CACHE)}: not there, and the root is read-only (EROFS), so it cannot be made"
-            hint = "put an ld.so.cache into the image, or call the hook as createRuntime"
-            if self.container.settings.strict:
-                raise HookError(message, hint) from None
-            log.warning(f"update-ldcache: {message}; {hint}")
-            return
-        self._perform(GeneratedMount(self.container, CACHE, cache, 0o644, "a new ld.so.cache"), transaction)
-
-
-def is_read_only(rootfs: Rootfs, path: bytes) -> bool:
-    """Whether `path` lies on a read-only mount (or, where it is missing, the root does)."""
-    try:
-        handle = rootfs.lookup(path)
-    except OSError as e:
-        if e.errno not in (ENOENT, ENOTDIR):
-            raise
-        handle = rootfs.lookup(b".")
-    with handle:
-        return bool(posix.fstatvfs(handle.fileno()).f_flag & abi.ST_RDONLY)
 
 
 def _ended(status: int) -> str:
@@ -197,13 +187,6 @@ def parse_output(output: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
                 first = first or directory + b": " + line[1:200]
     if refused:
         log.warning("update-ldcache: soname is not a file name, no link made", count=refused, first=first)
-
-
-def is_name(name: bytes) -> bool:
-    """Whether `name` can be a file in a directory, and stands on one line."""
-    if not 0 < len(name) < 256 or name in (b".", b".."):
-        return False
-    return not any(c < 0x20 or c in b"\x7f/" for c in name)
 
 
 def wanted_links(rootfs: Rootfs, output: bytes) -> Iterator[MakeLink]:

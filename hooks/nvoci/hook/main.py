@@ -7,6 +7,7 @@ host files; the state; imports sealed; only then the container.
 
 from __future__ import annotations
 
+import gc
 import posix
 import sys
 
@@ -35,6 +36,7 @@ def ctk() -> None:
 
 def _guarded(name: str, words: list[str], needs_hook_word: bool) -> None:
     """Run, and turn every way to fail into one line and an exit status."""
+    gc.disable()  # a hook is over before garbage counts, and a large image makes many objects
     code = FAILED
     try:
         env = process.start()

@@ -1,7 +1,7 @@
 """Settings of all hooks: /etc/nvoci/hook.json, then flags.
 
     {"log": {"file": "/var/log/nvoci.log", "syslog": true, "level": "warning"},
-     "ldcache-engine": "host", "strict": false, "timeout": 30}
+     "ldcache-engine": "builtin", "strict": false, "timeout": 30}
 
 The file must belong to root and be writable by nobody else, otherwise it is refused: it decides what a root process
 does. An unknown key or a wrong type is an error, since a misspelt setting that is ignored is worse.
@@ -24,7 +24,7 @@ _STAGE = "read settings"
 _LIMIT = 1 << 16
 _MAX_TIMEOUT = 600
 LEVELS = ("debug", "info", "warning", "error")
-ENGINES = ("host",)
+BUILTIN, LDCONFIG = ENGINES = ("builtin", "ldconfig")
 
 
 class Settings:
@@ -36,7 +36,7 @@ class Settings:
         self.log_file = ""
         self.log_syslog = False
         self.log_level = "warning"
-        self.ldcache_engine = "host"
+        self.ldcache_engine = BUILTIN
         self.strict = False
         self.timeout = 30.0
 
@@ -72,7 +72,7 @@ def apply(settings: Settings, doc: dict[str, Any]) -> None:
     _check(type(settings.log_syslog) is bool, "log.syslog", "true or false")
     settings.log_level = log.get("level", "warning")
     _check(settings.log_level in LEVELS, "log.level", "one of " + ", ".join(LEVELS))
-    settings.ldcache_engine = doc.get("ldcache-engine", "host")
+    settings.ldcache_engine = doc.get("ldcache-engine", BUILTIN)
     _check(settings.ldcache_engine in ENGINES, "ldcache-engine", "one of " + ", ".join(ENGINES))
     settings.strict = doc.get("strict", False)
     _check(type(settings.strict) is bool, "strict", "true or false")

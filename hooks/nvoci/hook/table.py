@@ -99,6 +99,7 @@ _HOOKS = (
         "Update the container's ld.so.cache",
         (
             Option("folder", LIST, "a directory to add to the library search path", "PATH"),
+            Option("engine", TEXT, "builtin, or ldconfig: the host's, confined (hook.json: ldcache-engine)", "NAME"),
             Option("ldconfig-path", TEXT, "the host's ldconfig", "PATH", default="/sbin/ldconfig"),
             SPEC,
             *COMMON,

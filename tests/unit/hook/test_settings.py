@@ -21,6 +21,8 @@ GOOD: dict[str, tuple[Any, dict[str, Any]]] = {
     "strict": ({"strict": True}, {"strict": True}),
     "timeout": ({"timeout": 7}, {"timeout": 7}),
     "fraction": ({"timeout": 0.5}, {"timeout": 0.5}),
+    "builtin engine": ({"ldcache-engine": "builtin"}, {"ldcache_engine": "builtin"}),
+    "ldconfig engine": ({"ldcache-engine": "ldconfig"}, {"ldcache_engine": "ldconfig"}),
     "longest timeout": ({"timeout": 600}, {"timeout": 600}),
 }
 BAD: dict[str, tuple[Any, str]] = {
@@ -46,6 +48,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "timeout is a string": ({"timeout": "3"}, "`timeout`"),
     "timeout huge": ({"timeout": int("9" * 60)}, "`timeout`"),
     "unknown engine": ({"ldcache-engine": "magic"}, "`ldcache-engine` is not one of"),
+    "engine is empty": ({"ldcache-engine": ""}, "`ldcache-engine` is not one of builtin, ldconfig"),
+    "engine is null": ({"ldcache-engine": None}, "`ldcache-engine`"),
+    "engine in capitals": ({"ldcache-engine": "Builtin"}, "`ldcache-engine`"),
     "engine is an object": ({"ldcache-engine": {}}, "`ldcache-engine`"),
 }
 
@@ -63,6 +68,10 @@ def _fields(found: settings.Settings) -> dict[str, Any]:
 
 def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
     assert _fields(settings.load(str(tmp_path / "none"))) == _fields(settings.Settings())
+
+
+def test_the_engine_that_starts_no_process_is_the_default() -> None:
+    assert settings.Settings().ldcache_engine == settings.BUILTIN == "builtin"
 
 
 @pytest.mark.parametrize(("doc", "changed"), GOOD.values(), ids=GOOD)

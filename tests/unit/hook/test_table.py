@@ -10,6 +10,7 @@ from lib import session
 
 from nvoci.hook import help as hook_help
 from nvoci.hook import table
+from nvoci.hook.settings import ENGINES
 
 # name: (the reference's flags with their defaults, those it hides)
 REFERENCE: dict[str, tuple[dict[str, str], set[str]]] = {
@@ -46,6 +47,12 @@ def test_a_hook_has_the_common_flags_and_each_name_once(hook: table.Hook) -> Non
     assert len(names) == len(set(names))
 
 
+def test_update_ldcache_has_an_engine_of_our_own_which_the_settings_decide_by_default() -> None:
+    (engine,) = [o for o in table.HOOKS["update-ldcache"].options if o.name == "engine"]
+    assert (engine.kind, engine.default, engine.hidden) == (table.TEXT, "", False)
+    assert all(name in engine.help for name in (*ENGINES, "hook.json"))
+
+
 def test_lists_are_the_flags_that_repeat() -> None:
     lists = {(h.name, o.name) for h in table.HOOKS.values() for o in h.options if o.kind == table.LIST}
     assert lists == LISTS
@@ -67,6 +74,7 @@ def test_features_are_json_with_every_hook_and_flag() -> None:
     assert doc["version"] == 1
     assert set(doc["hooks"]) == set(table.HOOKS)
     assert "link-if" in doc["hooks"]["create-symlinks"]
+    assert "engine" in doc["hooks"]["update-ldcache"]
     assert {"dry-run", "strict", "timeout", "container-spec"} == set(doc["run"])
 
 

@@ -1,4 +1,4 @@
-"""update-ldcache: which ldconfig is trusted, what is planned, what is believed of ldconfig's output."""
+"""update-ldcache: which engine, which ldconfig is trusted, what is planned, what is believed of ldconfig's output."""
 
 from __future__ import annotations
 
@@ -16,19 +16,26 @@ from nvoci.errors import HookError
 from nvoci.hook import ldconfig
 from nvoci.hook import update_ldcache as hook
 from nvoci.hook.ldconfig import parse_output
-from nvoci.hook.operations import RemoveFile, WriteFile
+from nvoci.hook.operations import MakeLink, RemoveFile, WriteFile
 from nvoci.hook.preview import Preview
-from nvoci.hook.settings import Settings
+from nvoci.hook.settings import ENGINES, Settings
 from nvoci.linux import abi
 from nvoci.linux.rootfs import Rootfs
+from tests.kernel.closing import closed_roots
 from tests.kernel.namespaced import make_container
 
+__all__ = ["closed_roots"]
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="ldconfig must belong to root")
 CONF = "file etc/ld.so.conf include /etc/ld.so.conf.d/*.conf\\n"
 
 
-def options(*folders: str, ldconfig: str = "/sbin/ldconfig") -> dict[str, Any]:
-    return {"folder": list(folders), "ldconfig-path": ldconfig}
+def options(*folders: str, ldconfig: str = "/sbin/ldconfig", engine: str = "") -> dict[str, Any]:
+    return {"folder": list(folders), "engine": engine, "ldconfig-path": ldconfig}
+
+
+def program(path: Path) -> Any:
+    """The ldconfig that was taken, where it is the engine."""
+    return hook.prepare(options(ldconfig=str(path), engine="ldconfig"), Settings()).program
 
 
 def static(path: Path, mode: int = 0o755) -> Path:
@@ -37,24 +44,67 @@ def static(path: Path, mode: int = 0o755) -> Path:
     return path
 
 
+# -- which engine -----------------------------------------------------------------------------------------------
+
+
+def settings(engine: str) -> Settings:
+    found = Settings()
+    found.ldcache_engine = engine
+    return found
+
+
+CHOICES = {
+    "default": ("", Settings().ldcache_engine, "builtin"),
+    "flag": ("ldconfig", "builtin", "ldconfig"),
+    "settings": ("", "ldconfig", "ldconfig"),
+    "flag against settings": ("builtin", "ldconfig", "builtin"),
+}
+
+
+@pytest.mark.parametrize(("flag", "configured", "wanted"), CHOICES.values(), ids=CHOICES)
+def test_engine_is_chosen_by_the_flag_then_by_the_settings(flag: str, configured: str, wanted: str) -> None:
+    found = hook.prepare(options(engine=flag), settings(configured)).program
+    assert ("builtin" if found is None else "ldconfig") == wanted
+
+
+def test_unknown_engine_is_one_error_that_names_the_known_ones() -> None:
+    with pytest.raises(HookError, match="engine `magic` is not known") as e:
+        hook.prepare(options(engine="magic"), Settings())
+    assert "builtin, ldconfig" in e.value.line()
+
+
+def test_builtin_engine_does_not_look_for_an_ldconfig(tmp_path: Path) -> None:
+    """A node without one is served, too; only an empty path is the references' error."""
+    assert hook.prepare(options(ldconfig=str(tmp_path / "none")), Settings()).program is None
+
+
+def test_engine_is_not_chosen_by_what_the_image_holds(tmp_path: Path) -> None:
+    """A cache that cannot be read never makes the other engine run."""
+    tree(tmp_path, CONF + "\nfile etc/ld.so.cache nonsense")
+    for engine, last in (("builtin", WriteFile), ("ldconfig", ldconfig.RunLdconfig)):
+        operations = hook.plan(hook.prepare(options(engine=engine), Settings()), make_container(tmp_path))
+        assert [type(o) for o in operations] == [RemoveFile, WriteFile, last]
+
+
 # -- which ldconfig ---------------------------------------------------------------------------------------------
 
 
-def test_empty_path_is_the_references_error() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_empty_path_is_the_references_error(engine: str) -> None:
     with pytest.raises(HookError, match="ldconfig-path must be specified"):
-        hook.prepare(options(ldconfig=""), Settings())
+        hook.prepare(options(ldconfig="", engine=engine), Settings())
 
 
 def test_real_beside_it_is_preferred(tmp_path: Path) -> None:
     (tmp_path / "ldconfig").write_text("#!/bin/sh\n")
     real = static(tmp_path / "ldconfig.real")
     for given in ("ldconfig", "ldconfig.real"):
-        assert hook.prepare(options(ldconfig=str(tmp_path / given)), Settings()).program.name == str(real)
+        assert program(tmp_path / given).name == str(real)
 
 
 def test_real_that_is_not_there_falls_back_to_the_plain_name(tmp_path: Path) -> None:
     plain = static(tmp_path / "ldconfig")
-    assert hook.prepare(options(ldconfig=f"{plain}.real"), Settings()).program.name == str(plain)
+    assert program(Path(f"{plain}.real")).name == str(plain)
 
 
 def bad_ldconfig(kind: str, path: Path) -> None:
@@ -91,13 +141,19 @@ def test_ldconfig_that_cannot_be_trusted_is_one_error(tmp_path: Path, kind: str,
     path = tmp_path / "ldconfig"
     bad_ldconfig(kind, path)
     with pytest.raises(HookError, match=message) as e:
-        hook.prepare(options(ldconfig=str(path)), Settings())
+        program(path)
     assert str(path) in e.value.message
 
 
 def test_relative_path_is_an_error() -> None:
     with pytest.raises(HookError, match="not an absolute path"):
-        hook.prepare(options(ldconfig="sbin/ldconfig"), Settings())
+        program(Path("sbin/ldconfig"))
+
+
+@pytest.mark.parametrize("folder", ["a", "../a", "/a#b", "/a=libc6"])
+def test_folder_that_ld_so_conf_reads_otherwise_is_an_error(folder: str) -> None:
+    with pytest.raises(HookError, match="absolute path without"):
+        hook.prepare(options(folder), Settings())
 
 
 @pytest.mark.parametrize("folder", ["/a\nb", "/a\0", "/\x7f"])
@@ -113,17 +169,23 @@ def test_folders_are_taken_once() -> None:
 # -- the plan ---------------------------------------------------------------------------------------------------
 
 
-def plan(root: Path, *folders: str) -> dict[str, Any]:
-    """By path: the content of each planned file, None for a removal."""
+def plan(root: Path, *folders: str, engine: str = "") -> dict[str, Any]:
+    """By path: the content of each planned file of configuration, None for a removal."""
     found: dict[str, Any] = {}
-    for operation in hook.plan(hook.prepare(options(*folders), Settings()), make_container(root)):
+    for operation in hook.plan(hook.prepare(options(*folders, engine=engine), Settings()), make_container(root)):
         if isinstance(operation, WriteFile):
             found[operation.path.decode().lstrip("/")] = operation.data
         elif isinstance(operation, RemoveFile):
             found[operation.path.decode()] = None
         else:
-            assert isinstance(operation, ldconfig.RunLdconfig)
+            assert isinstance(operation, (MakeLink, ldconfig.RunLdconfig))
+    found.pop("etc/ld.so.cache", None)
     return found
+
+
+def test_both_engines_write_the_same_drop_ins(tmp_path: Path) -> None:
+    tree(tmp_path, CONF + "\nfile etc/alpine-release 3\nfile etc/ld.so.conf.d/a.conf /known\\n")
+    assert plan(tmp_path, "/new", "/known", engine="ldconfig") == plan(tmp_path, "/new", "/known", engine="builtin")
 
 
 ZERO, ZZ = "etc/ld.so.conf.d/00-nvcr-nvoci.conf", "etc/ld.so.conf.d/zz-nvcr-nvoci.conf"
@@ -190,6 +252,26 @@ def test_musl_entries_of_the_image_are_kept_and_a_second_run_adds_nothing(tmp_pa
     assert plan(tmp_path, "/new")[MUSL] == found
 
 
+def write(root: Path, planned: dict[str, Any]) -> None:
+    for name, data in planned.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        if data is not None:
+            path.write_bytes(data)
+
+
+def test_musl_forgets_the_folders_of_an_earlier_driver(tmp_path: Path) -> None:
+    tree(tmp_path, CONF + f"\nfile etc/alpine-release 3.20\nfile {MUSL} /a\n")
+    write(tmp_path, plan(tmp_path, "/old"))
+    assert b"/old\n" in (tmp_path / MUSL).read_bytes()
+    write(tmp_path, plan(tmp_path, "/new"))
+    upgraded = (tmp_path / MUSL).read_bytes()
+    fresh = tree(tmp_path / "fresh", CONF + f"\nfile etc/alpine-release 3.20\nfile {MUSL} /a\n")
+    assert upgraded == plan(fresh, "/new")[MUSL]
+    assert plan(tmp_path, "/new")[MUSL] == upgraded
+
+
 def test_without_alpine_release_the_musl_file_is_not_touched(tmp_path: Path) -> None:
     tree(tmp_path, CONF + f"\nfile {MUSL} /a")
     assert MUSL not in plan(tmp_path)
@@ -208,15 +290,21 @@ def test_what_is_not_a_readable_file_is_named(tmp_path: Path, kind: str, name: s
     assert "/" + name in e.value.message or name in e.value.message
 
 
-def test_preview_says_what_would_be_done(tmp_path: Path) -> None:
+LAST = {
+    "builtin": ["symlink /new/libx.so.1 -> libx.so.1.2", "write /etc/ld.so.cache"],
+    "ldconfig": ["run /sbin/ldconfig confined, and write its soname links and /etc/ld.so.cache"],
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_preview_says_what_would_be_done(tmp_path: Path, engine: str) -> None:
     tree(tmp_path, CONF)
+    elfmaker.make_so(tmp_path / "new/libx.so.1.2", "libx.so.1")
     container = make_container(tmp_path)
     view = Preview(container.rootfs)
-    operations = hook.plan(hook.prepare(options("/new"), Settings()), container)
+    operations = hook.plan(hook.prepare(options("/new", engine=engine), Settings()), container)
     told = [o.describe() for o in operations if o.preview(view)]
-    assert [re.sub(r" \(.*", "", t) for t in told] == [
-        f"write /{ZERO}", f"write /{ZZ}", "run /sbin/ldconfig confined, and write its soname links and /etc/ld.so.cache"
-    ]  # fmt: skip
+    assert [re.sub(r" \(.*", "", t) for t in told] == [f"write /{ZERO}", f"write /{ZZ}", *LAST[engine]]
     assert not (tmp_path / ZERO).exists()
 
 

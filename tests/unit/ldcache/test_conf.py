@@ -1,145 +1,26 @@
-"""ld.so.cache and ld.so.conf as they are made, and as a stranger may make them. Second witness: ldconfig -p."""
+"""ld.so.conf as it is written, and as a stranger may write it. Second witness: ldconfig -v."""
 
 from __future__ import annotations
 
 import errno
 import fnmatch
 import os
-import random
 import re
-import struct
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from lib import elfmaker
 from lib.rootfs import tree
 
-from nvoci import ldcache
-from nvoci.ldcache import CacheError, conf_directories, parse
+from nvoci.ldcache import conf
+from nvoci.ldcache.conf import conf_directories
 from nvoci.linux.pattern import match
 from nvoci.linux.rootfs import Rootfs
 from tests.kernel.namespaced import os_error
 
 LDCONFIG = "/sbin/ldconfig"
 needs_ldconfig = pytest.mark.skipif(not os.path.exists(LDCONFIG), reason="no ldconfig on this host")
-
-
-def witness(cache: Path) -> list[tuple[bytes, bytes]]:
-    text = subprocess.run([LDCONFIG, "-p", "-C", cache], check=True, capture_output=True, env={}).stdout
-    return re.findall(rb"^\t(\S+) \(.*\) => (.*)$", text, re.MULTILINE)
-
-
-def build(root: Path, form: str) -> Path:
-    for name in ("liba.so.1", "libb.so.2", "libcuda.so.1"):
-        elfmaker.make_so(root / "opt" / f"{name}.0", name)
-    elfmaker.make_so(root / "opt/glibc-hwcaps/x86-64-v3/liba.so.1.0", "liba.so.1")
-    tree(root, "file etc/ld.so.conf /opt\\n")
-    cache = root / "etc/ld.so.cache"
-    subprocess.run([LDCONFIG, "-r", root, "-c", form, "-C", "/etc/ld.so.cache"], check=True, capture_output=True)
-    return cache
-
-
-def pairs(data: bytes) -> list[tuple[bytes, bytes]]:
-    return [(e.unsafe_soname, e.unsafe_path) for e in parse(data)]
-
-
-@needs_ldconfig
-def test_the_hosts_cache_reads_as_ldconfig_reads_it() -> None:
-    cache = Path("/etc/ld.so.cache")
-    if not cache.exists():
-        pytest.skip("this host has no ld.so.cache")
-    assert pairs(cache.read_bytes()) == witness(cache)
-
-
-@needs_ldconfig
-@pytest.mark.parametrize("form", ["new", "compat"])
-def test_both_formats_read_alike(tmp_path: Path, form: str) -> None:
-    cache = build(tmp_path, form)
-    found = pairs(cache.read_bytes())
-    assert found == witness(cache)
-    assert (b"libcuda.so.1", b"/opt/libcuda.so.1") in found
-    assert cache.read_bytes().startswith(ldcache.OLD_MAGIC if form == "compat" else ldcache.NEW_MAGIC)
-
-
-@needs_ldconfig
-def test_hwcaps_entries_have_bit_62(tmp_path: Path) -> None:
-    entries = parse(build(tmp_path, "new").read_bytes())
-    assert [e.hwcap >> 62 & 1 for e in entries if e.unsafe_soname == b"liba.so.1"] == [1, 0]
-
-
-@needs_ldconfig
-def test_the_old_format_alone_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CacheError):
-        parse(build(tmp_path, "old").read_bytes())
-
-
-def make(order: str = "<", count: int = 1, key: int = 72, value: int = 76, strings: bytes = b"lib\0/lib\0") -> bytes:
-    """struct cache_file_new of dl-cache.h with one entry; strings begin at 72."""
-    flags = 2 if order == "<" else 3
-    head = struct.pack(order + "20sIIBxxxIxxxxxxxxxxxx", ldcache.NEW_MAGIC, count, len(strings), flags, 0)
-    return head + struct.pack(order + "iIIIQ", 0x303, key, value, 0, 0) + strings
-
-
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_both_byte_orders_are_read(order: str) -> None:
-    (entry,) = parse(make(order))
-    assert (entry.flags, entry.unsafe_soname, entry.unsafe_path) == (0x303, b"lib", b"/lib")
-
-
-MALFORMED = {
-    "empty": b"",
-    "magic only": ldcache.NEW_MAGIC,
-    "other magic": b"x" * 100,
-    "count 2^31": make(count=1 << 31),
-    "count 2": make(count=2),
-    "key beyond the end": make(key=1 << 20),
-    "value huge": make(value=0xFFFFFFFF),
-    "string without end": make(strings=b"lib\0/lib"),
-    "string too long": make(strings=b"lib\0" + b"x" * (ldcache.MAX_STRING + 1) + b"\0"),
-    "old header cut": ldcache.OLD_MAGIC,
-    "old header with huge count": ldcache.OLD_MAGIC + b"\0" + struct.pack("<I", 0xFFFFFFFF),
-    "old format without new": ldcache.OLD_MAGIC + b"\0" * 200,
-}
-
-
-@pytest.mark.parametrize("shape", MALFORMED)
-def test_malformed_cache_is_one_error(shape: str) -> None:
-    with pytest.raises(CacheError):
-        parse(MALFORMED[shape])
-
-
-@needs_ldconfig
-def test_every_truncation_and_random_damage_is_one_error_or_an_answer(tmp_path: Path) -> None:
-    data = build(tmp_path, "compat").read_bytes()
-    source = random.Random(3)
-    samples = [data[:size] for size in range(len(data))]
-    for _ in range(1000):
-        damaged = bytearray(data)
-        for _ in range(source.randint(1, 6)):
-            damaged[source.randrange(len(data))] = source.randrange(256)
-        samples.append(bytes(damaged))
-    answers = 0
-    for sample in samples:
-        try:
-            answers += bool(parse(sample))
-        except CacheError:
-            continue
-    assert answers > 0
-
-
-def test_many_entries_with_one_long_string_are_quick() -> None:
-    head = struct.pack("<20sIIBxxxIxxxxxxxxxxxx", ldcache.NEW_MAGIC, 50_000, 0, 2, 0)
-    at = 48 + 24 * 50_000
-    data = head + struct.pack("<iIIIQ", 1, at, at, 0, 0) * 50_000 + b"x" * (1 << 20)
-    start = time.monotonic()
-    with pytest.raises(CacheError):
-        parse(data)
-    assert time.monotonic() - start < 5
-
-
-# -- ld.so.conf -------------------------------------------------------------------------------------------------
 
 
 def read(root: Path, spec: str, **how: object) -> list[bytes]:
@@ -189,12 +70,12 @@ def test_directories_are_found_in_order(tmp_path: Path, shape: str) -> None:
 
 
 @needs_ldconfig
-@pytest.mark.parametrize("shape", ["plain", "comments", "include", "relative include", "two patterns"])
+@pytest.mark.parametrize("shape", CONFS)
 def test_ldconfig_finds_the_same(tmp_path: Path, shape: str) -> None:
     spec, wanted = CONFS[shape]
     tree(tmp_path, spec)
     for directory in wanted:
-        (tmp_path / directory.decode().lstrip("/")).mkdir(exist_ok=True)
+        os.makedirs(os.fsencode(tmp_path) + directory, exist_ok=True)
     run = [LDCONFIG, "-r", tmp_path, "-v", "-N", "-X"]
     text = subprocess.run(run, check=True, capture_output=True, env={}).stdout
     found = re.findall(rb"^(/.*): \(from /etc", text, re.MULTILINE)
@@ -221,6 +102,11 @@ REFUSED = {
         errno.E2BIG,
         b"/etc/64",
     ),
+    "many directories": (
+        "file etc/ld.so.conf " + "".join(f"/d{i}\\n" for i in range(conf.MAX_DIRECTORIES + 1)),
+        errno.E2BIG,
+        b"/etc/ld.so.conf",
+    ),
     "glob bomb": (
         "".join(f"dir {a}/{b}/{c}\n" for a in "abcdefgh" for b in "abcdefgh" for c in "abcdefgh")
         + "file etc/ld.so.conf include /*/*/*/*/*/*\\n",
@@ -241,9 +127,59 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, shape: str) -> None:
     assert time.monotonic() - start < 2
 
 
-def test_own_drop_ins_can_be_passed_over(tmp_path: Path) -> None:
-    spec = "file etc/ld.so.conf include /etc/c/*\\n\nfile etc/c/a /a\\n\nfile etc/c/b /b\\n"
-    assert read(tmp_path, spec, skip=(b"a",)) == [b"/b"]
+def test_too_many_files_are_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conf, "MAX_FILES", 10)
+    files = "".join(f"file etc/c/{i} /d\n" for i in range(9)) + "file etc/ld.so.conf include /etc/c/*\\n\n"
+    assert read(tmp_path, files) == [b"/d"]
+    with os_error() as e:
+        read(tmp_path, files + "file etc/c/9 /d")
+    assert (e.value.errno, e.value.filename) == (errno.E2BIG, b"/etc/c/9")
+
+
+def test_as_many_directories_as_are_allowed_are_read(tmp_path: Path) -> None:
+    wanted = [b"/d%d" % i for i in range(conf.MAX_DIRECTORIES)]
+    assert read(tmp_path, "file etc/ld.so.conf " + "".join(f"{d.decode()}\\n" for d in wanted)) == wanted
+
+
+MARKED = {
+    "included": ("file etc/ld.so.conf include /etc/ld.so.conf.d/*.conf\\n/z\\n", [b"/a", b"\0m.conf", b"/n", b"/z"]),
+    "included by a relative name": ("file etc/ld.so.conf include ld.so.conf.d/*.conf\\n", [b"/a", b"\0m.conf", b"/n"]),
+    "included by its name": ("file etc/ld.so.conf /x\\ninclude /etc/ld.so.conf.d/m.conf\\n", [b"/x", b"\0m.conf"]),
+    "included twice": (
+        "file etc/ld.so.conf include /etc/ld.so.conf.d/m* /etc/ld.so.conf.d/*\\n", [b"\0m.conf", b"/a", b"/n"],
+    ),
+    "not included": ("file etc/ld.so.conf /x\\ninclude /etc/ld.so.conf.d/n.conf\\n", [b"/x", b"/n"]),
+    "a link to the folder": (
+        "file etc/ld.so.conf include /etc/other/*\\n\nsymlink etc/other ld.so.conf.d\nfile etc/other/m.conf /o\\n",
+        [b"/a", b"\0m.conf", b"/n"],
+    ),
+    "no ld.so.conf": ("dir etc", [b"/a", b"\0m.conf", b"/n"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["missing", "from an earlier run"])
+@pytest.mark.parametrize("shape", MARKED)
+def test_a_file_that_is_yet_to_be_written_is_marked_where_ldconfig_would_read_it(
+    tmp_path: Path, shape: str, there: bool
+) -> None:
+    spec, wanted = MARKED[shape]
+    tree(tmp_path, "file etc/ld.so.conf.d/a.conf /a\\n\nfile etc/ld.so.conf.d/n.conf /n\\n")
+    if there:
+        tree(tmp_path, "file etc/ld.so.conf.d/m.conf /old\\n")
+    assert read(tmp_path, spec, marks=(b"m.conf",)) == wanted
+
+
+def test_a_missing_ld_so_conf_counts_as_the_one_that_is_written_then(tmp_path: Path) -> None:
+    assert read(tmp_path, "file etc/ld.so.conf.d/a.conf /a\\n") == [b"/a"]
+    assert read(tmp_path, f"file etc/ld.so.conf {conf.DEFAULT.decode().strip()}") == [b"/a"]
+
+
+def test_the_origin_of_each_directory_is_told(tmp_path: Path) -> None:
+    spec = "file etc/ld.so.conf # x\\n/a\\ninclude /etc/c/*\\n/b\\n/d\\n\nfile etc/c/1 \\n/a\\n/b\\n"
+    tree(tmp_path, spec)
+    assert conf.conf_origins(Rootfs.open(str(tmp_path))) == {
+        b"/a": (b"/etc/ld.so.conf", 2), b"/b": (b"/etc/c/1", 3), b"/d": (b"/etc/ld.so.conf", 5),
+    }  # fmt: skip
 
 
 PATTERNS = ["*", "a*", "*a", "a*b*c", "?", "[abc]", "[!abc]", "[a-c]x", "[]]", "[!]]", "[", "a[", "*.conf", "\\*", "**"]
@@ -269,17 +205,3 @@ def test_a_pattern_with_many_stars_is_quick() -> None:
     start = time.monotonic()
     assert not match(b"*a" * 120 + b"b", b"a" * 255)
     assert time.monotonic() - start < 1
-
-
-def test_a_redirected_entry_leads_to_the_other_file_and_ldconfig_reads_it(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    subprocess.run(["/sbin/ldconfig", "-X", "-C", cache], check=True)
-    old = ldcache.parse(cache.read_bytes())
-    chosen = old[len(old) // 2]
-    cache.write_bytes(ldcache.redirected(cache.read_bytes(), {chosen.unsafe_path: b"/x/the-file-itself.so.9"}))
-    new = ldcache.parse(cache.read_bytes())
-    assert [e.unsafe_path for e in new] == [
-        b"/x/the-file-itself.so.9" if e.unsafe_path == chosen.unsafe_path else e.unsafe_path for e in old
-    ]
-    shown = subprocess.run(["/sbin/ldconfig", "-p", "-C", cache], capture_output=True, check=True).stdout
-    assert b"=> /x/the-file-itself.so.9\n" in shown

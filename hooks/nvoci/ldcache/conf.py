@@ -1,0 +1,130 @@
+"""ld.so.conf: the directories that it and its includes name, resolved in a container's root.
+
+It is a stranger's: the number of files, of directories and of directory listings, and the size of each file, are
+bounded. It is read as ldconfig(8) reads it, except that a file is read once however often it is included, so that
+circles end, and that nothing but a regular file is ever opened.
+"""
+
+from __future__ import annotations
+
+from errno import E2BIG, EISDIR, ELOOP, ENOENT, ENOTDIR
+
+from nvoci.linux.fd import read_at_most
+from nvoci.linux.pattern import match
+from nvoci.linux.rootfs import Budget
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from nvoci.linux.rootfs import Rootfs
+
+CONF = b"/etc/ld.so.conf"
+CONF_FOLDER = b"etc/ld.so.conf.d"
+DEFAULT = b"include /etc/ld.so.conf.d/*.conf\n"
+MAX_CONF = 1 << 20
+MAX_FILES = 1024
+MAX_DIRECTORIES = 4096
+MAX_DEPTH = 64
+_SPACE = b" \t\r\v\f"
+_ABSENT = (ENOENT, ENOTDIR, ELOOP)
+
+
+def conf_directories(rootfs: Rootfs, start: bytes = CONF, marks: Collection[bytes] = ()) -> list[bytes]:
+    """The directories that `start` and its includes name, in ldconfig's order, each once, as written.
+
+    Where `start` is missing it counts as DEFAULT, which update-ldcache writes then.
+
+    marks: names of files in /etc/ld.so.conf.d that are yet to be written. What is there is not read; `mark(name)`
+    stands in the list where ldconfig would read it. Raises OSError: EINVAL for a FIFO, device or socket in the
+    place of a file, EISDIR where `start` is a directory, EFBIG for too large a file, E2BIG for too many.
+    """
+    return list(conf_origins(rootfs, start, marks))
+
+
+def mark(name: bytes) -> bytes:
+    """What stands for a file that is yet to be written; no directory has such a name."""
+    return b"\0" + name
+
+
+def conf_origins(
+    rootfs: Rootfs, start: bytes = CONF, marks: Collection[bytes] = ()
+) -> dict[bytes, tuple[bytes, int]]:
+    """The same with (file, line) of where each directory is named first, lines counted from 1."""
+    reader = _Reader(rootfs, marks)
+    reader.read(start, 0)
+    return reader.found
+
+
+class _Reader:
+    """Depth first, as ldconfig: an include's directories take its place."""
+
+    __slots__ = ("budget", "found", "marks", "rootfs", "seen")
+
+    def __init__(self, rootfs: Rootfs, marks: Collection[bytes]) -> None:
+        self.rootfs = rootfs
+        self.marks = marks
+        self.found: dict[bytes, tuple[bytes, int]] = {}
+        self.seen: set[tuple[int, int]] = set()
+        self.budget = Budget()
+
+    def read(self, path: bytes, depth: int) -> None:
+        data = self._content(path, depth)
+        if data is None:
+            if depth or self.seen:
+                return
+            data = DEFAULT
+        if depth > MAX_DEPTH:
+            raise OSError(E2BIG, f"included more than {MAX_DEPTH} deep", path)
+        for number, raw in enumerate(data.split(b"\n"), 1):
+            line = raw.partition(b"#")[0].strip(_SPACE)
+            if line.startswith((b"include ", b"include\t")):
+                for pattern in line[8:].split():
+                    self._include(pattern, path, depth)
+            elif line.startswith(b"/") and b"\0" not in line:
+                self._add(line, path, number)
+
+    def _add(self, line: bytes, path: bytes, number: int) -> None:
+        directory = line.partition(b"=")[0].rstrip(_SPACE).rstrip(b"/") or b"/"
+        self.found.setdefault(directory, (path, number))
+        if len(self.found) > MAX_DIRECTORIES:
+            raise OSError(E2BIG, f"more than {MAX_DIRECTORIES} directories", path)
+
+    def _content(self, path: bytes, depth: int) -> bytes | None:
+        """The file, or None where there is none, or it was read already. An included directory counts as none."""
+        try:
+            fd = self.rootfs.open_file(path)
+        except OSError as e:
+            if e.errno in _ABSENT or (e.errno == EISDIR and depth):
+                return None
+            raise
+        with fd:
+            st = fd.stat()
+            if (st.st_dev, st.st_ino) in self.seen:
+                return None
+            self.seen.add((st.st_dev, st.st_ino))
+            if len(self.seen) > MAX_FILES:
+                raise OSError(E2BIG, f"more than {MAX_FILES} files", path)
+            try:
+                return read_at_most(fd.fileno(), MAX_CONF)
+            except OSError as e:
+                raise OSError(e.errno, e.strerror, path) from None
+
+    def _include(self, pattern: bytes, path: bytes, depth: int) -> None:
+        if not pattern.startswith(b"/"):
+            pattern = path.rpartition(b"/")[0] + b"/" + pattern
+        if b"\0" in pattern:
+            return
+        for found in sorted({*self.rootfs.match(pattern, self.budget), *self._marks(pattern)}):
+            name = found.rpartition(b"/")[2]
+            if name in self.marks:
+                self.found.setdefault(mark(name), (path, 0))
+            else:
+                self.read(found, depth + 1)
+
+    def _marks(self, pattern: bytes) -> list[bytes]:
+        """The files yet to be written that an include names, by the spelling of their directory alone."""
+        parts = [part for part in pattern.split(b"/") if part]
+        if b"/".join(parts[:-1]) != CONF_FOLDER:
+            return []
+        return [b"/" + CONF_FOLDER + b"/" + name for name in self.marks if match(parts[-1], name)]

@@ -1,0 +1,262 @@
+"""One library directory of the container: its names, and which of them the image's cache explains.
+
+A name is *explained* if the cache has it, or has a link that leads to it: then a full ldconfig run read that very file
+when the image was made, and its answer is in the cache. Times are never asked: the runtime has just made its mount
+targets in these directories, and layers flatten times. What is mounted is never explained, nor is an empty file
+where an earlier start with a driver has left its mount targets.
+"""
+
+from __future__ import annotations
+
+import posix
+import sys
+from _stat import S_ISREG
+from errno import E2BIG, EINVAL, ELOOP, ENOENT, ENOTDIR
+
+from nvoci.ldcache.library import Library, NotALibraryError, examine
+from nvoci.linux import mountinfo, procfs
+from nvoci.linux.fd import Fd
+from nvoci.linux.rootfs import MAX_ENTRIES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from nvoci.ldcache.cache import Entry
+    from nvoci.linux.rootfs import Dir, Rootfs
+
+_PREFIXES = ("lib", "ld-")  # ldconfig looks at lib*.so* and ld-*.so*
+_HWCAPS = "glibc-hwcaps"
+MAX_OPENED = 100_000  # files of one computation
+_DRIVER = (b"libcuda.so", b"libnvidia-")  # any set of a driver's libraries has one of these
+_MAX_CHAIN = 16
+_MAX_HWCAPS = 64  # subdirectories of one glibc-hwcaps
+_MIN_SIZE = 52  # of an ELF header of 32 bits
+_ABSENT = (ENOENT, ENOTDIR, ELOOP)
+_HANDLE = posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC
+
+
+def _is_temporary(name: str) -> bool:
+    """Whether prelink has left it: NAME.#prelink# or NAME.#prelink#.XXXXXX."""
+    return name.endswith(".#prelink#") or name[-17:-6] == ".#prelink#."
+
+
+class Mounted:
+    """The names in a directory that are mount points, from one reading of the mount table."""
+
+    __slots__ = ("_names",)
+
+    def __init__(self) -> None:
+        self._names: dict[bytes, set[bytes]] = {}
+        for target in mountinfo.own_targets():
+            parent, _, name = target.rpartition(b"/")
+            self._names.setdefault(parent or b"/", set()).add(name)
+
+    def names(self, fd: int) -> set[bytes]:
+        """Of the directory that `fd` refers to."""
+        return self._names.get(procfs.name_of(fd), set())
+
+
+class Opener:
+    """Examines files, each inode once."""
+
+    __slots__ = ("_known", "_left", "_rootfs")
+
+    def __init__(self, rootfs: Rootfs) -> None:
+        self._rootfs = rootfs
+        self._known: dict[tuple[int, int, bool], Library | str] = {}
+        self._left = MAX_OPENED
+
+    def examine(self, where: Dir, name: bytes, is_link: bool, with_isa_level: bool) -> Library | str:
+        """The library behind a name, or why there is none. Raises OSError where that cannot be known."""
+        path = where.path + b"/" + name
+        try:
+            handle = self._rootfs.lookup(path) if is_link else Fd(posix.open(name, _HANDLE, dir_fd=where.fileno()))
+        except OSError as e:
+            if e.errno in _ABSENT:
+                return "leads nowhere" if is_link else "gone"
+            raise OSError(e.errno, e.strerror, path) from None
+        with handle:
+            return self._examine(handle, path, with_isa_level)
+
+    def at(self, path: bytes, with_isa_level: bool) -> Library | str:
+        """The same for a path below the root."""
+        try:
+            handle = self._rootfs.lookup(path)
+        except OSError as e:
+            if e.errno in _ABSENT:
+                return "leads nowhere"
+            raise
+        with handle:
+            return self._examine(handle, path, with_isa_level)
+
+    def _examine(self, handle: Fd, path: bytes, with_isa_level: bool) -> Library | str:
+        st = handle.stat()
+        if not S_ISREG(st.st_mode):
+            return "not a regular file"
+        if st.st_size < _MIN_SIZE:
+            return "too short for an ELF file"
+        key = (st.st_dev, st.st_ino, with_isa_level)
+        known = self._known.get(key)
+        if known is None:
+            self._left -= 1
+            if self._left < 0:
+                raise OSError(E2BIG, f"more than {MAX_OPENED} files to read", path)
+            known = self._known[key] = _read(handle, with_isa_level)
+        return known
+
+
+def _read(handle: Fd, with_isa_level: bool) -> Library | str:
+    try:
+        with Fd(procfs.reopen(handle.fileno(), posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY)) as file:
+            return examine(file.fileno(), with_isa_level)
+    except NotALibraryError as e:
+        return str(e)
+
+
+class Directory:
+    """path: as the cache is to spell it. names: library name -> whether it is a link. mounted: those that are mount
+    points. hwcaps_name: of a subdirectory of glibc-hwcaps. has_hwcaps: whether there is a glibc-hwcaps in it."""
+
+    __slots__ = ("dir", "has_hwcaps", "hwcaps_name", "mounted", "names", "path", "rank", "texts")
+
+    def __init__(self, where: Dir, path: bytes, rank: int, hwcaps_name: bytes | None, mounted: Mounted) -> None:
+        self.dir = where
+        self.path = path
+        self.rank = rank
+        self.hwcaps_name = hwcaps_name
+        self.names: dict[bytes, bool] = {}
+        self.texts: dict[bytes, bytes] = {}
+        self.has_hwcaps = False
+        fd = procfs.reopen(where.fileno(), posix.O_RDONLY | posix.O_DIRECTORY)
+        try:
+            self._list(fd)
+            self.mounted = mounted.names(fd).intersection(self.names)
+        finally:
+            posix.close(fd)
+
+    def _list(self, fd: int) -> None:
+        """One system call for many names; this loop and `explained` are most of what a large image costs."""
+        names, encoding, errors = self.names, sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+        left = MAX_ENTRIES
+        with posix.scandir(fd) as entries:
+            for entry in entries:
+                left -= 1
+                name = entry.name
+                if name[:3] not in _PREFIXES or ".so" not in name:
+                    if name == _HWCAPS:
+                        self.has_hwcaps = True
+                elif "#" not in name or not _is_temporary(name):
+                    if entry.is_symlink():
+                        names[name.encode(encoding, errors)] = True
+                    elif entry.is_file(follow_symlinks=False):
+                        names[name.encode(encoding, errors)] = False
+        if left < 0:
+            raise OSError(E2BIG, f"more than {MAX_ENTRIES} entries", self.path)
+
+    def text(self, name: bytes) -> bytes:
+        """What a link of this directory says; empty where it is gone, or is no link any more."""
+        text = self.texts.get(name)
+        if text is None:
+            try:
+                text = posix.readlink(name, dir_fd=self.dir.fileno())
+            except OSError as e:
+                if e.errno not in (*_ABSENT, EINVAL):
+                    raise OSError(e.errno, e.strerror, self.path + b"/" + name) from None
+                text = b""
+            self.texts[name] = text
+        return text
+
+    def dangles(self, name: bytes) -> bool:
+        """Whether a link names a library in its own directory that is not there; False where that takes a lookup."""
+        text = self.text(name)
+        if text in self.names or b"/" in text or b"#" in text:
+            return False
+        return text[:3] == b"lib" and b".so" in text
+
+    def end_of(self, name: bytes) -> bytes | None:
+        """The file of this directory that a name leads to by links within it; None where they leave it or fail."""
+        names = self.names
+        for _ in range(_MAX_CHAIN):
+            is_link = names.get(name)
+            if not is_link:
+                return None if is_link is None or name in self.mounted else name
+            name = self.text(name)
+        return None
+
+    def explained(self, cached: Sequence[Entry], ours: bool) -> tuple[dict[bytes, Entry], set[bytes]]:
+        """(entries by soname that hold as they are, names that need not be opened). ours: we wrote this cache."""
+        kept: dict[bytes, Entry] = {}
+        names: set[bytes] = set()
+        # A start that is over leaves its mount targets as empty files: where the cache is one of ours, or names a
+        # driver's libraries. Elsewhere no size is asked for: that is half of what a large image costs.
+        left_behind = ours or any(entry.unsafe_soname.startswith(_DRIVER) for entry in cached)
+        here, listed, mounted = self.dir.fileno(), self.names, self.mounted
+        for entry in cached:
+            name = entry.unsafe_soname
+            is_link, end = listed.get(name), None
+            if is_link:
+                try:
+                    end = self.texts[name] = posix.readlink(name, dir_fd=here)
+                except OSError:
+                    pass  # `text` knows what it means
+                if end is None or listed.get(end) is not False or end in mounted:
+                    end = self.end_of(name)
+            elif is_link is not None and name not in mounted:
+                end = name
+            if end is None or entry.hwcap or not entry.unsafe_path.endswith(b"/" + name):
+                continue
+            if not left_behind or end in names or self._size(end) >= _MIN_SIZE:
+                kept[name] = entry
+                names.add(name)
+                if name[-3:] != b".so":  # such a link may be one for ld(1) only: its file has another soname
+                    names.add(end)
+        return kept, names
+
+    def _size(self, name: bytes) -> int:
+        try:
+            return posix.stat(name, dir_fd=self.dir.fileno(), follow_symlinks=False).st_size
+        except OSError as e:
+            if e.errno in _ABSENT:
+                return 0
+            raise OSError(e.errno, e.strerror, self.path + b"/" + name) from None
+
+
+def open_directories(
+    rootfs: Rootfs, paths: Iterable[bytes], left_out: list[tuple[bytes, str]]
+) -> list[Directory]:
+    """Each inode once, in the order of `paths`, the subdirectories of its glibc-hwcaps behind each; in `left_out` why
+    one is not among them."""
+    found: list[Directory] = []
+    seen: set[tuple[int, int]] = set()
+    mounted = Mounted()
+
+    def add(path: bytes, hwcaps_name: bytes | None) -> Directory | None:
+        try:
+            where = rootfs.dir(path)
+            if where.identity in seen:
+                left_out.append((path, "listed already under another name"))
+                return None
+            seen.add(where.identity)
+            d = Directory(where, path, len(found), hwcaps_name, mounted)
+        except OSError as e:
+            if e.errno not in _ABSENT:
+                raise OSError(e.errno, e.strerror, path) from None
+            left_out.append((path, "no such directory"))
+            return None
+        found.append(d)
+        return d
+
+    for path in dict.fromkeys(path.rstrip(b"/") for path in paths):
+        d = add(path, None) if path else None  # ldconfig passes over the root itself
+        if d is not None and d.has_hwcaps:
+            top = d.path + b"/" + _HWCAPS.encode()
+            try:
+                names = rootfs.list(top, _MAX_HWCAPS)
+            except OSError as e:
+                if e.errno not in _ABSENT:
+                    raise
+                continue
+            for name in sorted(names):
+                add(top + b"/" + name, name)
+    return found
