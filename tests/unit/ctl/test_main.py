@@ -20,7 +20,7 @@ def test_version_and_help_are_for_stdout(nvoci: Invoke) -> None:
     assert nvoci("--version").stdout == f"nvoci {__version__}\n"
     shown = nvoci("--help")
     assert (shown.rc, shown.stderr) == (0, "")
-    assert all(f"  {name} " in shown.stdout for name in ("completion", "hook", "hooksd"))
+    assert all(f"  {name} " in shown.stdout for name in ("completion", "hook", "hooksd", "ldcache"))
 
 
 @pytest.mark.parametrize("words", [("nonsense",), ("--nonsense",), ("hooksd", "nonsense"), ("completion", "tcsh")])
@@ -65,8 +65,9 @@ print(*sorted(sys.modules), file=sys.stderr)
         (["--version"], "nvoci.ctl.main", "nvoci.ctl.hook nvoci.ctl.hooksd nvoci.hook structlog yaml json.decoder"),
         (["hook", "--help"], "nvoci.ctl.hook", "nvoci.ctl.hooksd nvoci.hook.main structlog yaml"),
         (["hooksd", "list", "--help"], "nvoci.ctl.hooksd", "nvoci.hook.main structlog yaml"),
+        (["ldcache", "show", "--help"], "nvoci.ctl.ldcache", "nvoci.ctl.hooksd structlog yaml"),
     ],
-    ids=["version", "hook", "hooksd"],
+    ids=["version", "hook", "hooksd", "ldcache"],
 )
 def test_a_command_is_loaded_when_it_is_named(words: list[str], loaded: str, not_loaded: str) -> None:
     import click
