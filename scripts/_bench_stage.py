@@ -17,14 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from _bench_cases import PARAMS, PARAMS_TEXT
+from _bench_images import PARAMS, PARAMS_TEXT
 from _private import ToolError
 
 from nvoci.linux import abi
 from nvoci.linux.syscalls import mount, prctl, umount2, unshare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 ENV = {"NVOCI_BENCH": "1"}
 INSIDE, OUTSIDE = "createContainer", "createRuntime"
@@ -55,27 +55,29 @@ class Run(NamedTuple):
 
 
 class Workplace:
-    """One directory on a tmpfs; `lower` is the image that every overlay starts from."""
+    """One directory on a tmpfs."""
 
-    def __init__(self, top: Path, lower: Path) -> None:
+    def __init__(self, top: Path) -> None:
         self.top = top
-        self.lower = lower
         self.stderr = top / "stderr"
         self.state = top / "state.json"
         self.state.write_text("{}")
 
     @contextmanager
-    def bundle(self, stage: str) -> Iterator[Bundle]:
-        """A fresh overlay, and at createRuntime a process in a container's namespaces; gone on return."""
+    def bundle(self, stage: str, image: Path, mounts: Mapping[Path, str]) -> Iterator[Bundle]:
+        """A fresh overlay over `image` with `mounts` (file of the host -> path below the root) made as a runtime makes
+        them, and at createRuntime a process in a container's namespaces; gone on return."""
         place = self.top / "run"
         root = place / "rootfs"
         for name in ("rootfs", "upper", "work"):
             (place / name).mkdir(parents=True)
-        layers = f"lowerdir={self.lower},upperdir={place}/upper,workdir={place}/work"
+        layers = f"lowerdir={image},upperdir={place}/upper,workdir={place}/work"
         mount(b"overlay", os.fsencode(root), b"overlay", 0, layers.encode())
-        container = _Container() if stage == OUTSIDE else None
-        pid = container.pid if container else 0
+        container = None
         try:
+            _bind(root, mounts)
+            container = _Container() if stage == OUTSIDE else None
+            pid = container.pid if container else 0
             state = {"ociVersion": "1.0.2", "id": "bench", "status": "creating", "pid": pid, "bundle": str(place)}
             self.state.write_text(json.dumps({**state, "root": str(root)}))
             seen = Path(f"/proc/{pid}/root{root}") if pid else root
@@ -99,6 +101,16 @@ class Workplace:
         _, status, _ = os.wait4(pid, 0)
         end = time.perf_counter_ns()
         return Run((end - begin) / 1e6, status, self.stderr.read_text(errors="replace"))
+
+
+def _bind(root: Path, mounts: Mapping[Path, str]) -> None:
+    """An empty file as each target, then the bind mount on it, read-only, as runc and crun do it."""
+    for source, path in mounts.items():
+        target = os.fsencode(root / path)
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o755))
+        mount(os.fsencode(source), target, None, abi.MS_BIND)
+        flags = abi.MS_BIND | abi.MS_REMOUNT | abi.MS_RDONLY | abi.MS_NOSUID | abi.MS_NODEV
+        mount(None, target, None, flags)
 
 
 # A process counts as its own what was resident before its exec. So the peak of a hook is taken by a parent that is

@@ -26,7 +26,7 @@ from _private import WITHIN, ToolError, enter, install, run_again  # noqa: E402
 
 PYTHON = "/usr/bin/python3"
 ABSENT = "-"
-WIDTH = 43  # of the last column; a line has at most 100
+LABEL, WIDTH = 32, 43  # of the first column and the last; a line has at most 100
 
 Check = Callable[[str, str], bool]
 
@@ -84,13 +84,31 @@ def rows_for(node: node_of.Node) -> dict[str, list[Row]]:
                 lambda old, new: old == "not found" and new == f"{container.COMPAT}/{container.CUDA}"),
         ],
         "update-ldcache": [
-            Row(f"ldconfig -p: {container.ML}", "cache", lambda old, new: not old and new.endswith(container.ML)),
             Row(f"ld.so finds {container.ML}", "finds_ml",
                 lambda old, new: old == "not found" and new.endswith(f"/{container.ML}")),
             Row(smi, "runs", lambda old, new: old.startswith("exit status") and new == "runs"),
         ],
         "the host": [Row("processes and mounts left behind", "left", stays("nothing"))],
     }  # fmt: skip
+
+
+def rows_of_cache(node: node_of.Node, before: dict[str, str], after: dict[str, str]) -> dict[str, list[Row]]:
+    """Heading -> claims about `ldconfig -p` in the container, and what they are made of, in `before` and `after`: the
+    directory of each new line, how many of the driver's libraries no line leads to, how many of the image's do."""
+    lines = [{key: file for key, file in said.items() if key.startswith("line:")} for said in (before, after)]
+    driver = {path.name for path in node.libraries}
+    rows = []
+    for key in sorted(lines[1].keys() - lines[0].keys()):
+        _, name, directory = key.split(":")
+        is_ours = lines[1][key] in driver or directory == container.COMPAT
+        before[key], after[key] = ABSENT, directory
+        rows.append(Row(name, key, becomes(ABSENT, directory if is_ours else "of the driver")))
+    for said, found in zip((before, after), lines):
+        said["unlisted"] = str(len(driver.difference(found.values())))
+        said["kept"] = str(sum(found.get(key) == file for key, file in lines[0].items()))
+    rows.append(Row("driver libraries without a line", "unlisted", becomes(str(len(driver)), "0")))
+    rows.append(Row("lines of the image's own", "kept", stays(str(len(lines[0])))))
+    return {"update-ldcache: `ldconfig -p` in the container": rows}
 
 
 def _brief(key: str, value: str) -> str:
@@ -112,7 +130,8 @@ def show(rows: dict[str, list[Row]], before: dict[str, str], after: dict[str, st
             holds = row.check(old, new)
             wrong += [] if holds else [row.label]
             shown = f"{_brief(row.key, old):15} {_brief(row.key, new):{WIDTH}}"
-            print(f"  {row.label:32} {shown} {'ok' if holds else 'WRONG'}")
+            label = row.label if len(row.label) <= LABEL else f"{row.label[: LABEL - 1]}…"
+            print(f"  {label:{LABEL}} {shown} {'ok' if holds else 'WRONG'}")
     return wrong
 
 
@@ -134,6 +153,8 @@ def within(place: Path) -> int:
     before = container.run(place / "before", image, node, [])
     after = container.run(place / "after", image, node, [entry])
     rows = rows_for(node)
+    host = rows.popitem()
+    rows = {**rows, **rows_of_cache(node, before, after), host[0]: host[1]}
     wrong = show(rows, before, after)
     wrong += [f"`{path}` on the host" for path in (container.IMAGE_TARGET,) if os.path.lexists(path)]
     count = sum(len(group) for group in rows.values())

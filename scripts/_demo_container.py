@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ finds() {
     echo "${path:-not found}"
 }
 runs() { "$@" >/dev/null 2>&1 && echo runs || echo "exit status $?"; }
+# Each line of ldconfig -p has a name and a path: the directory of that, and the file it leads to.
+lines() {
+    ldconfig -p | sed -n 's/^[[:space:]]*\([^ ]*\) (.*) => \(.*\)$/\1 \2/p' | while read -r name path; do
+        file=$(readlink -f "$path")
+        say "line:$name:${path%/*}" "${file##*/}"
+    done
+}
 writes() {
     error=$( (echo 'ModifyDeviceFiles: 1' >"$1") 2>&1 ) && echo possible || echo "refused: ${error##*: }"
 }
@@ -42,7 +50,7 @@ say mode "$(stat -c %a "$cache")"
 say profile "$(content "$profile")"
 say params "$(sed -n 's/^ModifyDeviceFiles: //p' "$params")"
 say write "$(writes "$params")"
-say cache "$(ldconfig -p | sed -n "s/.*$ml .*=> //p")"
+lines
 say finds_ml "$(finds "$ml")"
 say finds_cuda "$(finds "$cuda")"
 say runs "$(runs $program)"
@@ -77,6 +85,7 @@ def make_image(root: Path, node: Node) -> Path:
     library = Path(LIBDIR, "librt.so.1")  # nvidia-smi is linked with it
     if library.exists():
         shutil.copy2(library, root / LIBDIR[1:])
+        subprocess.run(["/sbin/ldconfig", "-r", root], check=True)
     return root
 
 
