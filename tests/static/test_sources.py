@@ -117,7 +117,7 @@ def test_ruff_finds_something_in_a_naive_file(tmp_path: Path) -> None:
     assert {"ANN001", "B006", "E722"} <= set(re.findall(r"[A-Z]+\d+", output))
 
 
-PROGRAMS = [(), *(("scripts/" + name,) for name in ("install", "_install_hot_loader.py", "_demo.py", "bench"))]
+PROGRAMS = [(), *(("scripts/" + name,) for name in ("install", "_install_hot_loader.py", "_demo.py", "bench", "simnode"))]
 
 
 @pytest.mark.parametrize("what", PROGRAMS, ids=str)
