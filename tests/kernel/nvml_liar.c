@@ -1,0 +1,124 @@
+/* A libnvidia-ml.so.1 that misbehaves as a test says: with -DON_LOAD=…, -DON_INIT=…, -DON_UUID=… (C statements; `index`
+ * is the GPU there), or with other answers. Functions that are not here are not there, which has an error of its own.
+ */
+
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifndef ON_LOAD
+#define ON_LOAD
+#endif
+#ifndef ON_INIT
+#define ON_INIT
+#endif
+#ifndef ON_UUID
+#define ON_UUID
+#endif
+#ifndef COUNT
+#define COUNT 2
+#endif
+#ifndef VERSION
+#define VERSION "550.163.01"
+#endif
+#ifndef UUID
+#define UUID "GPU-12345678-1234-1234-1234-12345678000%u"
+#endif
+#ifndef MINOR
+#define MINOR index
+#endif
+#ifndef NAME
+#define NAME "Liar %u"
+#endif
+
+enum { SUCCESS = 0, FUNCTION_NOT_FOUND = 13, GPU_IS_LOST = 15, UNKNOWN = 999 };
+
+/* Where a call was told to fail, or 0. */
+static int answer;
+
+/* What this process may do: uid, gid, number of groups, no_new_privs, death signal, dumpable, core, highest descriptor. */
+static const char *who(void) {
+    static char text[96];
+    uid_t uid[3];
+    gid_t gid[3];
+    int death = 0, highest = 0;
+    struct rlimit core;
+    struct dirent *entry;
+    DIR *fds = opendir("/proc/self/fd");
+    while (fds && (entry = readdir(fds)))
+        if (atoi(entry->d_name) > highest && atoi(entry->d_name) != dirfd(fds)) highest = atoi(entry->d_name);
+    getresuid(uid, uid + 1, uid + 2);
+    getresgid(gid, gid + 1, gid + 2);
+    prctl(PR_GET_PDEATHSIG, &death);
+    getrlimit(RLIMIT_CORE, &core);
+    snprintf(text, sizeof text, "u%d,%d,%d g%d,%d,%d n%d p%d s%d d%d c%d f%d t%d", uid[0], uid[1], uid[2], gid[0], gid[1],
+             gid[2], getgroups(0, NULL), prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0), death,
+             prctl(PR_GET_DUMPABLE, 0, 0, 0, 0), (int)core.rlim_max, highest, getsid(0) == getpid());
+    return text;
+}
+
+__attribute__((constructor)) static void loaded(void) {
+    (void)who;
+    ON_LOAD;
+}
+
+static int put(char *to, unsigned size, const char *format, unsigned index) {
+    snprintf(to, size, format, index);
+    return answer;
+}
+
+int nvmlInitWithFlags(unsigned flags) {
+    (void)flags;
+    ON_INIT;
+    return answer;
+}
+
+int nvmlShutdown(void) {
+    return SUCCESS;
+}
+
+const char *nvmlErrorString(int code) {
+    (void)code;
+    return "an error";
+}
+
+int nvmlSystemGetDriverVersion(char *to, unsigned size) {
+    return put(to, size, VERSION, 0);
+}
+
+int nvmlDeviceGetCount_v2(unsigned *count) {
+    *count = COUNT;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
+    *handle = (void *)(uintptr_t)(index + 1);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetUUID(void *handle, char *to, unsigned size) {
+    unsigned index = (unsigned)(uintptr_t)handle - 1;
+    answer = SUCCESS;
+    ON_UUID;
+    return put(to, size, UUID, index);
+}
+
+int nvmlDeviceGetMinorNumber(void *handle, unsigned *minor) {
+    unsigned index = (unsigned)(uintptr_t)handle - 1;
+    (void)index;
+    *minor = (unsigned)(MINOR);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetName(void *handle, char *to, unsigned size) {
+    return put(to, size, NAME, (unsigned)(uintptr_t)handle - 1);
+}
