@@ -24,7 +24,7 @@ _EM_386, _EM_ARM, _EM_X86_64, _EM_AARCH64 = 3, 40, 62, 183
 _EF_ARM_EABI_VER5, _EF_ARM_EABIMASK = 0x05000000, 0xFF000000
 _EF_ARM_ABI_FLOAT_SOFT, _EF_ARM_ABI_FLOAT_HARD = 0x200, 0x400
 _LIBC6 = (b"libc.so.6", b"libm.so.6")
-_LIBC6_INTERP = b"/lib/ld-linux.so.2"
+_LIBC6_INTERPS = (b"/lib/ld-linux.so.2", b"/lib64/ld-linux-x86-64.so.2", b"/libx32/ld-linux-x32.so.2")
 _NT_GNU_PROPERTY_TYPE_0 = 5
 _GNU_PROPERTY_X86_ISA_1_NEEDED = 0xC0008002
 
@@ -69,8 +69,8 @@ def _x86_64(elf: Elf) -> int:
 
 
 def _libc6(elf: Elf) -> int:
-    """A 32-bit library counts as one of libc6 only if it needs that, or has its loader."""
-    if elf.unsafe_interp() == _LIBC6_INTERP or any(name in _LIBC6 for name in elf.unsafe_needed()):
+    """A 32-bit library counts as one of libc6 only if it needs that, or has one of its loaders."""
+    if elf.unsafe_interp() in _LIBC6_INTERPS or any(name in _LIBC6 for name in elf.unsafe_needed()):
         return FLAG_ELF_LIBC6
     return FLAG_ELF
 
