@@ -15,19 +15,20 @@ from _bench_images import COMPAT, DRIVER, LDCONFIG, LIBRARIES, PARAMS, driver_so
 PROFILE = "etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf"
 SMALL, LARGE = 73, 1155  # lines of `ldconfig -p`: a minimal Debian, an image with a CUDA toolkit and a framework
 MANY = 5_000, 10_000
-START, LDCACHE, LINEAR = "start", "ldcache", "many"
+START, LDCACHE, LINEAR, DISCOVER = "start", "ldcache", "many", "discover"
 GROUPS = {
     START: "small hooks",
     LDCACHE: "update-ldcache alone and with the others, by both engines",
     LINEAR: "update-ldcache on 5,000 and 10,000 libraries",
+    DISCOVER: "a look at a simulated node of 8 GPUs, and an inventory of it",
 }
-START_RSS_MIB, LDCACHE_RSS_MIB = 20.0, 24.0
+START_RSS_MIB, LDCACHE_RSS_MIB, DISCOVER_RSS_MIB = 20.0, 24.0, 24.0
 
 
 class Case(NamedTuple):
     """Arguments of nvidia-cdi-hook, the proof that it did its work, and what is to be reached: the ratio (0: for
     information) and the peak of memory. libraries: of the image; with `driver` the runtime has just made the mount
-    targets of a driver's libraries and mounted them."""
+    targets of a driver's libraries and mounted them. Of DISCOVER, the name of a program that proves its own work."""
 
     name: str
     what: str
@@ -136,6 +137,9 @@ CASES = (
     _ldcache("six-large", "`run`, six hooks, 1,155 libr.", _SIX, 4.5, LARGE),
     _ldcache("ldcache-half", "update-ldcache, 5,000 libraries", _UPDATE, 0.0, MANY[0], LINEAR),
     _ldcache("ldcache-many", "update-ldcache, 10^4 libraries", _UPDATE, 25.0, MANY[1], LINEAR),
+    Case("discover", "discovery, 8 GPUs", ("discover",), lambda root: True, 12.0, DISCOVER, rss_mib=DISCOVER_RSS_MIB),
+    Case("info", "nvoci info --json, 8 GPUs", ("info",), lambda root: True, 0.0, DISCOVER, rss_mib=DISCOVER_RSS_MIB),
+    Case("inventory", "inventory that holds, used", ("inventory",), lambda root: True, 0.0, DISCOVER),
 )  # fmt: skip
 
 

@@ -31,6 +31,8 @@ REACH = {
     "ldcache-many": 25.0,
 }
 MEMORY = {case: 24 if "ld" in case or "six" in case else 20 for case in REACH}
+DISCOVERY = {"discover": 12.0, "info": None, "inventory": None}
+MEMORY |= {"discover": 24, "info": 24, "inventory": 20}
 
 pytestmark = pytest.mark.e2e
 
@@ -51,7 +53,8 @@ def document() -> dict[str, Any]:
 
 def test_every_case_is_measured_at_both_stages(document: dict[str, Any]) -> None:
     rows = [(row["case"], row["stage"]) for row in document["rows"]]
-    assert rows == [("floor", ""), *((case, stage) for case in REACH for stage in STAGES)]
+    hooks = [(case, stage) for case in REACH for stage in STAGES]
+    assert rows == [("floor", ""), *hooks, *((case, "") for case in DISCOVERY)]
     assert [row for row in document["rows"] if "failed" in row] == []
 
 
@@ -61,7 +64,7 @@ def test_a_row_has_its_times_its_ratio_its_memory_and_what_it_should_reach(docum
         assert 0 < row["min_ms"] <= row["median_ms"]
         assert row["ratio"] == pytest.approx(row["median_ms"] / floor["median_ms"])
         assert 1 < row["rss_mib"] < 1000
-        assert row["target"] == REACH.get(row["case"])
+        assert row["target"] == {**REACH, **DISCOVERY}.get(row["case"])
         assert row["rss_target"] == MEMORY.get(row["case"], 20)
         assert row["rss_met"] == (row["rss_mib"] <= row["rss_target"])
         if row["target"]:
@@ -73,7 +76,10 @@ def test_engines_and_sizes_are_set_in_relation(document: dict[str, Any]) -> None
     floor = times["floor", ""]
     engines = [times["ldcache-large", stage] / times["ldconfig-large", stage] for stage in STAGES]
     sizes = [(times["ldcache-many", stage] - floor) / (times["ldcache-half", stage] - floor) for stage in STAGES]
-    relations = document["relations"]
+    *relations, inventory = document["relations"]
+    assert (inventory["what"], inventory["stage"]) == ("inventory, read and checked in process", "ms")
+    assert (inventory["target"], inventory["met"]) == (1.0, inventory["ratio"] <= 1)
+    assert inventory["ratio"] > 0
     assert [each["stage"] for each in relations] == [*STAGES, *STAGES]
     assert [each["ratio"] for each in relations] == pytest.approx([*engines, *sizes])
     assert [each["target"] for each in relations] == [0.4, 0.4, 2.2, 2.2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -11,7 +12,15 @@ import click
 from nvoci import __version__
 from nvoci.errors import FAILED, HookError, hook_error
 
-_COMMANDS = {"completion": "nvoci.ctl.completion", "hook": "nvoci.ctl.hook", "hooksd": "nvoci.ctl.hooksd"}
+_COMMANDS = {
+    "completion": "nvoci.ctl.completion",
+    "hook": "nvoci.ctl.hook",
+    "hooksd": "nvoci.ctl.hooksd",
+    "info": "nvoci.ctl.info",
+    "inventory": "nvoci.ctl.inventory",
+    "ldcache": "nvoci.ctl.ldcache",
+    "why": "nvoci.ctl.why",
+}
 
 
 class LazyGroup(click.Group):
@@ -46,4 +55,7 @@ def run(words: list[str] | None = None, **options: Any) -> Any:
 
 def main() -> None:
     """Entry point of `nvoci`; does not return."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the locale's encoding does not have
     run()

@@ -23,6 +23,8 @@ from nvoci.discover.tegra import Tegra, owned, split_gpus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nvoci.discover.model import DeviceNode, Driver, Gpu, Mount
     from nvoci.discover.node import Node
     from nvoci.discover.nvml import NvmlAnswer
@@ -49,23 +51,36 @@ def find(node: Node, answer: NvmlAnswer | None, options: Options | None = None, 
     return discover(node, answer, options, nvml_path).found
 
 
-def discover(node: Node, answer: NvmlAnswer | None, options: Options | None = None, nvml_path: str = "") -> Discovery:
-    """`find`, with the trace of it."""
+def _silent(phase: str) -> None:
+    pass
+
+
+def discover(
+    node: Node, answer: NvmlAnswer | None, options: Options | None = None, nvml_path: str = "", *,
+    libraries: Libraries | None = None, done: Callable[[str], None] = _silent,
+) -> Discovery:  # fmt: skip
+    """`find`, with the trace of it. libraries: of this node and these options, where NVML was looked for in them. done:
+    told the name of each phase at its end."""
     options = options or Options()
-    search = Search()
-    libraries = Libraries(node, search, options.library_search_path)
+    libraries = libraries or Libraries(node, Search(), options.library_search_path)
+    search = libraries.search
     kind = platform(node, search, libraries, answer, options)
+    done("platform")
     look = {CSV: _csv, WSL: _wsl}.get(kind.kind, _nvml)
-    found = look(node, search, libraries, answer, options)
+    found = look(node, search, libraries, answer, options, done)
     if nvml_path:
         found = found.replace(driver=found.driver.replace(nvml_path=nvml_path))
     problems = (*(answer.problems if answer else ()), *search.problems)
     return Discovery(found.replace(problems=problems), search, libraries, kind)
 
 
-def _nvml(node: Node, search: Search, libraries: Libraries, answer: NvmlAnswer | None, options: Options) -> Found:
+def _nvml(
+    node: Node, search: Search, libraries: Libraries, answer: NvmlAnswer | None, options: Options,
+    done: Callable[[str], None],
+) -> Found:  # fmt: skip
     """A node with a driver of its own."""
     files = find_driver(node, search, libraries, answer, options.explicit_libraries)
+    done("libraries")
     driver, devices = files.driver, Devices(node, search)
     if not driver.module_version and answer is None:
         search.problem("find the kernel module", node.proc.host(VERSION_FILE), "not loaded", "modprobe nvidia")
@@ -75,6 +90,7 @@ def _nvml(node: Node, search: Search, libraries: Libraries, answer: NvmlAnswer |
     devices.mig_management()
     devices.imex()
     devices.others()
+    done("devices")
     mounts = [library_mount(node, each, driver_links(each)) for each in files.libraries]
     hooks: list[Hook] = []
     variables = [VOID]
@@ -84,6 +100,7 @@ def _nvml(node: Node, search: Search, libraries: Libraries, answer: NvmlAnswer |
         hooks = _hooks(driver, mounts)
         variables = [Variable(name="NVIDIA_CTK_LIBCUDA_DIR", value=":".join(driver.library_dirs)), VOID]
     mounts += [*sockets(node, search, options), *binaries(node, search, options), *devices.storage_mounts()]
+    done("other files")
     return _found(driver, gpus, devices.nodes, mounts, variables, hooks)
 
 
@@ -98,9 +115,13 @@ def _hooks(driver: Driver, mounts: list[Mount]) -> list[Hook]:
     ]
 
 
-def _csv(node: Node, search: Search, libraries: Libraries, answer: NvmlAnswer | None, options: Options) -> Found:
+def _csv(
+    node: Node, search: Search, libraries: Libraries, answer: NvmlAnswer | None, options: Options,
+    done: Callable[[str], None],
+) -> Found:  # fmt: skip
     """A Tegra system. Nodes are those of the lists, of one device or of each GPU."""
     tegra, devices = Tegra(node, search, options), Devices(node, search)
+    done("CSV files")
     gpus: list[Gpu] = list(answer.gpus) if answer else []
     integrated, discrete = split_gpus(search, gpus)
     if discrete:
@@ -114,6 +135,7 @@ def _csv(node: Node, search: Search, libraries: Libraries, answer: NvmlAnswer | 
         devices.nodes += [each.replace(owner=owner) for each in tegra.devices.values()]
     devices.imex()
     devices.others()
+    done("devices")
     mounts = [*tegra.mounts(), *devices.storage_mounts()]
     driver = record(node, answer, answer.driver_version if answer else "", loaded_module(node, search))
     return _found(driver, gpus, devices.nodes, mounts, [VOID], tegra.hooks(answer))
@@ -134,12 +156,16 @@ def _second_node(node: Node, search: Search, devices: Devices) -> DeviceNode | N
     return take(node, search, Wanted("/dev/nvidia2", "tegra", major=major, minor=2))
 
 
-def _wsl(node: Node, search: Search, libraries: Libraries, answer: NvmlAnswer | None, options: Options) -> Found:
+def _wsl(
+    node: Node, search: Search, libraries: Libraries, answer: NvmlAnswer | None, options: Options,
+    done: Callable[[str], None],
+) -> Found:  # fmt: skip
     """One device, which is everybody's."""
     update = "is the NVIDIA driver of Windows installed? then `wsl --shutdown`"
     dxg = take(node, search, Wanted(wsl.DEVICE, "wsl", needed=update))
     store = wsl.driver_store(node, search)
     mounts = wsl.store_mounts(node, search, store) if store else []
+    done("driver store")
     driver = record(node, answer, answer.driver_version if answer else "", "", [store] if store else [])
     return _found(driver, answer.gpus if answer else (), [dxg] if dxg else [], mounts, [VOID], wsl.hooks(mounts))
 
