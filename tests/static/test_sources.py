@@ -117,7 +117,8 @@ def test_ruff_finds_something_in_a_naive_file(tmp_path: Path) -> None:
     assert {"ANN001", "B006", "E722"} <= set(re.findall(r"[A-Z]+\d+", output))
 
 
-PROGRAMS = [(), *(("scripts/" + name,) for name in ("install", "_install_hot_loader.py", "_demo.py", "bench", "simnode"))]
+NAMES = ("install", "_install_hot_loader.py", "_demo.py", "bench", "simnode")
+PROGRAMS = [(), *(("scripts/" + name,) for name in NAMES)]
 
 
 @pytest.mark.parametrize("what", PROGRAMS, ids=str)
