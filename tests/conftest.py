@@ -25,7 +25,7 @@ MS_REC, MS_PRIVATE = 0x4000, 1 << 18
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run tests marked long")
     parser.addoption("--compat", action="store_true", help="run every hook with the newer system calls blocked")
-    parser.addoption("--fuzz", type=float, metavar="SECONDS", help="tests/fuzz: try new inputs for so long, each target")
+    parser.addoption("--fuzz", type=float, metavar="SECONDS", help="tests/fuzz: new inputs, so long for each target")
 
 
 def pytest_configure(config: pytest.Config) -> None:

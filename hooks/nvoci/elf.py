@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import posix
 from _struct import iter_unpack, unpack
+from errno import EINVAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ MAX_SECTIONS = 4096
 MAX_DYNAMIC = 1 << 18
 MAX_NEEDED = 1024
 MAX_STRING = 4096
-MAX_NOTES = 1 << 18
+MAX_NOTES = 1 << 17
 MAX_NAMES = 1 << 20
 
 # By class (1: 32 bits, 2: 64): Elf_Ehdr after e_ident, Elf_Phdr in the order (type, offset, vaddr, filesz, align),
@@ -228,7 +229,11 @@ class Elf:
 def _pread(fd: int, offset: int, size: int) -> bytes:
     try:
         return posix.pread(fd, size, offset)
-    except (OSError, OverflowError):
+    except OverflowError:
+        raise ElfError("offset outside of the file") from None
+    except OSError as e:
+        if e.errno != EINVAL:
+            raise  # EIO: no answer about the file
         raise ElfError("offset outside of the file") from None
 
 

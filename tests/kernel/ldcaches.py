@@ -51,6 +51,9 @@ def update(
     except BaseException:
         transaction.undo()
         raise
+    finally:
+        if prepared.program is not None:
+            prepared.program.fd.close()  # a hook leaves that to its end
     transaction.commit()
 
 

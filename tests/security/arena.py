@@ -21,6 +21,9 @@ LIBDIR = f"usr/lib/{TRIPLET}"
 COMPAT = "usr/local/cuda/compat"
 PROFILE = "etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf"
 STAGES: Mapping[str, hookproc.Stage] = {"outside": "createRuntime", "inside": "createContainer"}
+ENGINES = ("builtin", "ldconfig")
+FOLDER = "/opt/nvidia/lib"
+LDCACHE: Mapping[str, list[str]] = {e: ["update-ldcache", "--engine", e, "--folder", FOLDER] for e in ENGINES}
 GPU_NODE = 'mknod -m 666 "$R/dev/nvidia0" c 195 0\n'
 
 # Small, so that hundreds of it can be made; complete enough for every hook.

@@ -13,8 +13,12 @@ from security.arena import Arena
 NOT_ROOT = os.geteuid() != 0
 
 
-# A normal run leaves these out: each of the two values is seen with every other.
+# A normal run leaves these out: each of the values is seen with every other.
 RARE = (
+    {"engine": "ldconfig", "profile": "compat"},
+    {"hook": "update-ldcache-ldconfig", "profile": "compat"},
+    {"engine": "ldconfig", "row": "A2"},
+    {"engine": "ldconfig", "where": "nowhere", "stage": "inside"},
     {"profile": "compat", "stage": "outside"},
     {"profile": "compat", "row": "A2"},
     {"profile": "compat", "where": "inside"},
@@ -36,10 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each test that takes `profile` runs on the kernel as it is and on one without the newer calls."""
+    """Each test that takes `profile` runs on the kernel as it is and on one without the newer calls; each that takes
+    `engine`, and does not say which, with both engines of update-ldcache."""
     if "profile" in metafunc.fixturenames:
         profiles = ["compat"] if metafunc.config.getoption("--compat") else ["new", "compat"]
         metafunc.parametrize("profile", profiles, indirect=True)
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "engine" in metafunc.fixturenames and not any("engine" in mark.args[0] for mark in marks):
+        metafunc.parametrize("engine", arenas.ENGINES)
 
 
 @pytest.fixture

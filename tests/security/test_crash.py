@@ -18,11 +18,10 @@ from lib import proc, session, strace
 from lib.hookproc import FakeContainer, run_hook
 from lib.oracle import TEMPORARY, Oracle, changes, content_only, snapshot
 from security import arena as arenas
-from security.arena import GPU_NODE, LIBDIR, NAIVE, STAGES, Arena
+from security.arena import GPU_NODE, LDCACHE, LIBDIR, NAIVE, STAGES, Arena
 
 STEP = 7
 ERRORS = ("ENOSPC", "EIO", "EINTR", "ENOMEM", "EPERM")
-LDCACHE = ["update-ldcache", "--folder", "/opt/nvidia/lib"]
 LINKS = [
     "create-symlinks", "--link", f"libcuda.so.1::/{LIBDIR}/libcuda.so", "--link", "target::/made/by/the/hook",
     "--link", "target::/etc/hostname",
@@ -33,7 +32,8 @@ HOOKS = {
         "run", "--", *LINKS, "--", "chmod", "--mode", "640", "--path", "/usr/share/nvidia/file",
         "--", "update-application-profile", "--", "enable-cuda-compat", "--host-driver-version", "550.54.15",
     ],
-    "update-ldcache": LDCACHE,
+    "update-ldcache": LDCACHE["builtin"],
+    "update-ldcache-ldconfig": LDCACHE["ldconfig"],
 }  # fmt: skip
 # What a point may be: calls that are made before anything could have been changed tell nothing.
 SKIPPED = (
@@ -152,6 +152,24 @@ def test_l1_a_rerun_after_a_kill_completes_it(
     assert kills > len(chosen) // 2
 
 
+CHANGING = ("symlinkat", "renameat2", "renameat", "linkat", "unlinkat", "mkdirat", "write", "fchmod", "fchmodat",
+            "ftruncate", "flock", "utimensat")  # fmt: skip
+
+
+def test_l1_the_builtin_engine_is_killed_where_it_changes_the_root(
+    long: bool, record_property: Callable[..., None]
+) -> None:
+    """In the container's namespaces, where it is one process from beginning to end; `--long`: at each of its calls."""
+    it = scene("update-ldcache", "inside")
+    points = it.points()
+    chosen = [p for p in points if long or p[0] in CHANGING]
+    assert {"symlinkat", "renameat2", "mkdirat", "write", "unlinkat"} <= {call for call, _ in chosen}
+    kills, bad = killed(it, chosen)
+    record_property("kills", kills)
+    assert bad == []
+    assert kills > len(chosen) // 2
+
+
 def test_naive_l1_a_kill_leaves_files() -> None:
     it = scene("create-symlinks", "outside", naive=True)
     points = [p for p in it.points() if p[0].startswith(("rename", "symlink"))]
@@ -189,7 +207,7 @@ def lied_to(scene: Scene, points: list[Point]) -> tuple[int, list[str]]:
                 if "the next run removes it" in result.stderr:
                     now = {name: entry for name, entry in now.items() if TEMPORARY not in name}
                 other = {x for x in {*wanted, *now} if wanted.get(x) != now.get(x)}
-                if scene.words is LDCACHE:
+                if scene.words is LDCACHE["ldconfig"]:
                     other -= OF_LDCONFIG
                 bad.extend(f"{where}: success, but {x} is {now.get(x)}" for x in other)
                 return
@@ -212,7 +230,7 @@ def test_l7_an_error_at_any_call_is_one_line_or_none(
 ) -> None:
     it = scene(hook, "inside")  # where there is one process, and so one count
     points = sampled(it.points(), profile, 1 if profile == "new" else 4, long=long)
-    if hook == "update-ldcache":
+    if hook == "update-ldcache-ldconfig":
         points = [p for p in points if p[0] != "write"]  # ldconfig does not look whether its own output was written
     failures, bad = lied_to(it, points)
     record_property("points", len(points))

@@ -15,9 +15,8 @@ from lib.hookproc import FakeContainer, run_hook
 from lib.oracle import Oracle
 from lib.runtimes import Runtime, make_bundle
 from security import test_environment, test_races
-from security.arena import COMPAT, LIBDIR, NAIVE, STAGES, Arena, escapes, settled
+from security.arena import COMPAT, LDCACHE, LIBDIR, NAIVE, STAGES, Arena, escapes, settled
 
-LDCACHE = ["update-ldcache", "--folder", "/opt/nvidia/lib"]
 COMPAT_ARGS = ["enable-cuda-compat", "--host-driver-version", "550.54.15"]
 GPU = ("/dev/nvidia0", 195, 0)
 HOSTILE = ["{canary}", "../" * 25 + "{canary}", "/proc/1/root{canary}", "/proc/self/root{canary}"]
@@ -84,14 +83,15 @@ PLACES = ["etc", "etc/ld.so.cache", "etc/ld.so.cache~", "etc/ld.so.conf", "etc/l
 @pytest.mark.parametrize("place", PLACES)
 @TEXT
 def test_cve_2025_23267_ldconfig_does_not_leave_the_image(
-    arena: Arena, profile: str, runtime: str, place: str, text: str
+    arena: Arena, profile: str, engine: str, runtime: str, place: str, text: str
 ) -> None:
     stage = "createContainer" if profile == "new" else "createRuntime"
-    assert start(arena, f"symlink {place} {text}", LDCACHE, runtime, stage) == []
+    assert start(arena, f"symlink {place} {text}", LDCACHE[engine], runtime, stage) == []
 
 
 def test_naive_cve_2025_23267(arena: Arena, runtime: str) -> None:
-    assert escapes(start(arena, "symlink etc/ld.so.conf.d {canary}", LDCACHE, runtime, "createContainer", naive=True))
+    words = LDCACHE["builtin"]
+    assert escapes(start(arena, "symlink etc/ld.so.conf.d {canary}", words, runtime, "createContainer", naive=True))
 
 
 def test_cve_2026_24260_a_swapped_parent_is_not_followed(arena: Arena, profile: str, long: bool) -> None:
@@ -124,7 +124,7 @@ def test_cve_2024_0135_ldconfig_runs_from_a_sealed_copy(arena: Arena, stage: str
     log = session.tmp() / session.unique("trace")
     trace = ["strace", "-f", "-qqq", "-e", "trace=execve,execveat,memfd_create,fcntl", "-o", str(log)]
     with FakeContainer(arena.root) as c:
-        result = run_hook(LDCACHE, container=c, stage=STAGES[stage], prefix=trace)
+        result = run_hook(LDCACHE["ldconfig"], container=c, stage=STAGES[stage], prefix=trace)
     assert result.ok, result.stderr
     calls = log.read_text()
     assert re.search(r"memfd_create\(.*MFD_ALLOW_SEALING", calls)

@@ -92,14 +92,17 @@ def test_naive_o1_o4_the_image_is_loaded(kind: str) -> None:
 # -- O4, directly -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hook", ["link", "run"])
-def test_o4_the_working_directory_is_never_imported_from(arena: Arena, profile: str, hook: str) -> None:
+@pytest.mark.parametrize(("hook", "engine"), [("link", "builtin"), ("run", "builtin"), ("run", "ldconfig")])
+def test_o4_the_working_directory_is_never_imported_from(
+    arena: Arena, profile: str, hook: str, engine: str
+) -> None:
     """With every hook's modules, and with what a hook imports late."""
     hostile_image(arena.root, arena.canary)
     words = LINK if hook == "link" else [
         "run", "--", *LINK, "--", "update-application-profile",
         "--", "chmod", "--mode", "644", "--path", "/etc/hostname",
-        "--", "enable-cuda-compat", "--host-driver-version", "550.1", "--", "update-ldcache", "--folder", "/opt",
+        "--", "enable-cuda-compat", "--host-driver-version", "550.1",
+        "--", "update-ldcache", "--engine", engine, "--folder", "/opt",
     ]  # fmt: skip
     planned = ["made/**", "etc/**", f"{LIBDIR}/libfoo.so.1", "usr/local/cuda/compat/libcuda.so.1"]
     for cwd in (arena.root, None):

@@ -13,15 +13,14 @@ from lib import elfmaker, hookproc, proc, rootfs, session
 from lib.oracle import Oracle, snapshot
 from lib.runtimes import Runtime, bind, make_bundle
 from security import arena as arenas
-from security.arena import GPU_NODE, LIBDIR, NAIVE, Arena, attempt, settled
+from security.arena import GPU_NODE, LDCACHE, LIBDIR, NAIVE, Arena, attempt, settled
 
-LDCACHE = ["update-ldcache", "--folder", "/opt/nvidia/lib"]
-ALL = [
+OTHERS = [
     "run", "--", "create-symlinks", "--link", f"libcuda.so.1::/{LIBDIR}/libcuda.so",
     "--", "update-application-profile",
     "--", "enable-cuda-compat", "--host-driver-version", "550.54.15",
-    "--", *LDCACHE,
 ]  # fmt: skip
+ALL = {engine: [*OTHERS, "--", *words] for engine, words in LDCACHE.items()}
 
 # -- D1 -------------------------------------------------------------------------------------------------------------
 
@@ -56,11 +55,13 @@ def read_only(
 
 
 @pytest.mark.parametrize("stage", ["createRuntime", "createContainer"])
-def test_d1_a_read_only_root_starts(image: Path, injected: Path, profile: str, runtime: str, stage: str) -> None:
+def test_d1_a_read_only_root_starts(
+    image: Path, injected: Path, profile: str, engine: str, runtime: str, stage: str
+) -> None:
     written = ["etc/ld.so.c*", "etc/ld.so.conf.d/**", "opt/nvidia/lib/*", f"{LIBDIR}/*"]
     planned = [] if runtime == "crun" and stage == "createContainer" else written  # the mount decides, not config.json
     with Oracle(rootfs=image, planned=planned) as oracle:
-        result = read_only(image, injected, runtime, stage, LDCACHE)
+        result = read_only(image, injected, runtime, stage, LDCACHE[engine])
         assert oracle.check(result, ok=None, lines=None) == []
     words = result.stdout.split()
     assert words[:1] == ["cache"], (result.rc, result.stdout, result.stderr)
@@ -79,15 +80,15 @@ def test_d1_strict_refuses_a_read_only_root(image: Path, profile: str) -> None:
 
 
 def test_naive_d1_a_read_only_root_does_not_start(image: Path, injected: Path) -> None:
-    result = read_only(image, injected, "crun", "createContainer", LDCACHE, naive=True)
+    result = read_only(image, injected, "crun", "createContainer", LDCACHE["builtin"], naive=True)
     assert not result.ok
 
 
 @pytest.mark.parametrize("stage", ["outside", "inside"])
-def test_d1_every_hook_on_a_read_only_root(arena: Arena, profile: str, stage: str) -> None:
-    options = {"setup": GPU_NODE, "readonly": True}
-    assert attempt(arena, ALL, stage, ok=True, lines=None, container=options) == []
-    assert attempt(arena, [ALL[0], "--strict", *ALL[1:]], stage, ok=False, parts=["EROFS"], container=options) == []
+def test_d1_every_hook_on_a_read_only_root(arena: Arena, profile: str, engine: str, stage: str) -> None:
+    options, words = {"setup": GPU_NODE, "readonly": True}, ALL[engine]
+    assert attempt(arena, words, stage, ok=True, lines=None, container=options) == []
+    assert attempt(arena, [words[0], "--strict", *words[1:]], stage, ok=False, parts=["EROFS"], container=options) == []
 
 
 # -- D3, D6 ---------------------------------------------------------------------------------------------------------
@@ -115,10 +116,12 @@ def full(request: pytest.FixtureRequest) -> Iterator[Arena]:
 
 
 WRITERS = {
-    "ldcache": LDCACHE,
+    "ldcache": LDCACHE["builtin"],
+    "ldcache-ldconfig": LDCACHE["ldconfig"],
     "profile": ["update-application-profile"],
     "compat": ["enable-cuda-compat", "--host-driver-version", "550.54.15"],
-    "run": ALL,
+    "run": ALL["builtin"],
+    "run-ldconfig": ALL["ldconfig"],
 }
 
 
@@ -132,7 +135,7 @@ def test_a_full_disk_is_one_error_and_changes_nothing(full: Arena, profile: str,
 
 @pytest.mark.parametrize("hook", WRITERS)
 def test_naive_a_full_disk_leaves_half_a_file(full: Arena, hook: str) -> None:
-    words = WRITERS["profile"] if hook == "run" else WRITERS[hook]
+    words = WRITERS["profile"] if hook.startswith("run") else WRITERS[hook]
     assert attempt(full, words, naive=True, ok=False)
 
 

@@ -6,17 +6,18 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lib import driver, rootfs, session
-from security.arena import COMPAT, GPU_NODE, LIBDIR, PROFILE, Arena, attempt, escapes
+from security.arena import COMPAT, ENGINES, GPU_NODE, LDCACHE, LIBDIR, PROFILE, Arena, attempt, escapes
 
 LINK = ["create-symlinks", "--link", f"libcuda.so.1::/{LIBDIR}/libcuda.so"]
 CHMOD = ["chmod", "--mode", "755", "--path", "/usr/share/nvidia/file"]
+UPDATE = LDCACHE[ENGINES[0]]
 COMPAT_ARGS = ["enable-cuda-compat", "--host-driver-version", "550.54.15"]
-LDCACHE = ["update-ldcache", "--folder", "/opt/nvidia/lib"]
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,32 @@ PLANS = (
     Plan("compat-dir", COMPAT_ARGS, f"{COMPAT}/libcuda.so.600.1.2", missing_is_ok=True,
          also=("etc/ld.so.conf.d/00-compat-nvoci.conf",)),
     Plan("params", ["disable-device-node-modification"], "proc/driver/nvidia/params"),
-    Plan("ldcache-conf", LDCACHE, "etc/ld.so.conf.d/zz-nvcr-nvoci.conf", replaces=True, also=CACHE_FILES),
-    Plan("ldcache-cache", LDCACHE, "etc/ld.so.cache", replaces=True, also=CACHE_FILES, first=1),
-    Plan("ldcache-link", LDCACHE, f"{LIBDIR}/libfoo.so.1", replaces=True, missing_is_ok=True, also=CACHE_FILES),
+    Plan("ldcache-conf", UPDATE, "etc/ld.so.conf.d/zz-nvcr-nvoci.conf", replaces=True, also=CACHE_FILES),
+    Plan("ldcache-cache", UPDATE, "etc/ld.so.cache", replaces=True, also=CACHE_FILES, first=1),
+    Plan("ldcache-link", UPDATE, f"{LIBDIR}/libfoo.so.1", replaces=True, missing_is_ok=True, also=CACHE_FILES),
 )  # fmt: skip
+
+
+def engines(plan: Plan) -> tuple[str, ...]:
+    """update-ldcache has two, of which each has to withstand everything; no other hook has one."""
+    return ENGINES if plan.args[0] == "update-ldcache" else ENGINES[:1]
+
+
+def case(plan: Plan, k: int, engine: str, name: str) -> Any:
+    if engine != ENGINES[0]:
+        plan, name = replace(plan, args=LDCACHE[engine]), f"{name}-{engine}"
+    return pytest.param(plan, k, engine, id=name)
+
+
 CASES = [
-    pytest.param(p, k, id=f"{p.id}-{p.path.split('/')[k]}")
+    case(p, k, e, f"{p.id}-{p.path.split('/')[k]}")
     for p in PLANS
     for k in range(p.first, p.path.count("/") + 1)
+    for e in engines(p)
 ]
+# The naive hook knows no engines.
+NAIVE = [pytest.param(*c.values[:2], id=c.id) for c in CASES if c.values[2] == ENGINES[0]]
+NAIVE_FOLLOWS = ("create-symlinks", "chmod", "profile", "compat-conf")
 UP = "../" * 25
 
 
@@ -113,9 +131,9 @@ def expected(plan: Plan, k: int, where: str, arena: Arena, component: str) -> tu
 @pytest.mark.parametrize("stage", ["outside", "inside"])
 @pytest.mark.parametrize("where", ["inside", "nowhere"])
 @pytest.mark.parametrize("row", ["A1", "A2"])
-@pytest.mark.parametrize(("plan", "k"), CASES)
+@pytest.mark.parametrize(("plan", "k", "engine"), CASES)
 def test_a_link_to_the_host_resolves_in_the_root(
-    arena: Arena, params: Path, profile: str, plan: Plan, k: int, row: str, where: str, stage: str
+    arena: Arena, params: Path, profile: str, plan: Plan, k: int, engine: str, row: str, where: str, stage: str
 ) -> None:
     text = str(arena.canary) if row == "A1" else UP + str(arena.canary)[1:]
     component = lay(arena, plan, k, text, where)
@@ -131,7 +149,7 @@ def test_a_link_to_the_host_resolves_in_the_root(
 
 
 @pytest.mark.parametrize("row", ["A1", "A2"])
-@pytest.mark.parametrize(("plan", "k"), [c for c in CASES if not c.values[0].id.startswith(("ldcache-c", "ldcache-l"))])
+@pytest.mark.parametrize(("plan", "k"), [c for c in NAIVE if not c.values[0].id.startswith(("ldcache-c", "ldcache-l"))])
 def test_naive_a_link_to_the_host_is_followed(arena: Arena, params: Path, plan: Plan, k: int, row: str) -> None:
     text = str(arena.canary) if row == "A1" else UP + str(arena.canary)[1:]
     component = lay(arena, plan, k, text, "nowhere")
@@ -146,13 +164,13 @@ def test_naive_a_link_to_the_host_is_followed(arena: Arena, params: Path, plan: 
 # -- links of procfs ------------------------------------------------------------------------------------------------
 
 FILES = [c for c in CASES if c.values[0].id != "params"]  # with a real procfs in the root, whose links these are
-FIRST = [pytest.param(p, p.first, id=p.id) for p in PLANS if p.id != "params"]
+FIRST = [case(p, p.first, e, p.id) for p in PLANS if p.id != "params" for e in engines(p)]
 
 
 @pytest.mark.parametrize("stage", ["outside", "inside"])
-@pytest.mark.parametrize(("plan", "k"), FILES)
+@pytest.mark.parametrize(("plan", "k", "engine"), FILES)
 def test_a3_the_root_of_another_process_is_not_entered(
-    arena: Arena, params: Path, profile: str, plan: Plan, k: int, stage: str
+    arena: Arena, params: Path, profile: str, plan: Plan, k: int, engine: str, stage: str
 ) -> None:
     lay(arena, plan, k, f"/proc/1/root{arena.canary}", "nowhere")
     replaced = k == plan.path.count("/") and plan.replaces
@@ -164,7 +182,7 @@ def test_a3_the_root_of_another_process_is_not_entered(
 
 
 @pytest.mark.parametrize(
-    ("plan", "k"), [c for c in FILES if c.values[0].id in ("create-symlinks", "chmod", "profile", "compat-conf")]
+    ("plan", "k"), [c for c in NAIVE if c.values[0].id in NAIVE_FOLLOWS]
 )
 def test_naive_a3_the_root_of_another_process_is_entered(arena: Arena, params: Path, plan: Plan, k: int) -> None:
     lay(arena, plan, k, f"{some_root()}{arena.canary}", "nowhere")
@@ -200,9 +218,9 @@ def through_own_process(arena: Arena, plan: Plan, k: int, link: str, stage: str,
 
 @pytest.mark.parametrize("stage", ["outside", "inside"])
 @pytest.mark.parametrize("link", MAGIC)
-@pytest.mark.parametrize(("plan", "k"), FIRST)
+@pytest.mark.parametrize(("plan", "k", "engine"), FIRST)
 def test_a4_the_hooks_own_links_in_procfs_are_not_entered(
-    arena: Arena, profile: str, plan: Plan, k: int, link: str, stage: str
+    arena: Arena, profile: str, plan: Plan, k: int, engine: str, link: str, stage: str
 ) -> None:
     planned = list(plan.also)
     assert through_own_process(arena, plan, k, link, stage, planned=planned, lines=None if plan.also else 1) == []
@@ -210,7 +228,7 @@ def test_a4_the_hooks_own_links_in_procfs_are_not_entered(
 
 @pytest.mark.parametrize("link", MAGIC)
 @pytest.mark.parametrize(
-    ("plan", "k"), [c for c in FIRST if c.values[0].id in ("create-symlinks", "chmod", "profile", "compat-conf")]
+    ("plan", "k"), [pytest.param(*c.values[:2], id=c.id) for c in FIRST if c.values[0].id in NAIVE_FOLLOWS]
 )
 def test_naive_a4_the_hooks_own_links_in_procfs_are_entered(arena: Arena, plan: Plan, k: int, link: str) -> None:
     assert escapes(through_own_process(arena, plan, k, link, "outside", naive=True))
@@ -221,22 +239,27 @@ def test_naive_a4_the_hooks_own_links_in_procfs_are_entered(arena: Arena, plan: 
 MADE = [
     ("profile", ["update-application-profile"], PROFILE),
     ("compat-conf", COMPAT_ARGS, "etc/ld.so.conf.d/00-compat-nvoci.conf"),
-    ("ldcache-folders", LDCACHE, "etc/ld.so.conf.d/00-nvcr-nvoci.conf"),
-    ("ldcache-system", LDCACHE, "etc/ld.so.conf.d/zz-nvcr-nvoci.conf"),
-    ("ldcache-cache", LDCACHE, "etc/ld.so.cache"),
-    ("ldcache-soname", LDCACHE, f"{LIBDIR}/libfoo.so.1"),
+    ("ldcache-folders", [], "etc/ld.so.conf.d/00-nvcr-nvoci.conf"),
+    ("ldcache-system", [], "etc/ld.so.conf.d/zz-nvcr-nvoci.conf"),
+    ("ldcache-cache", [], "etc/ld.so.cache"),
+    ("ldcache-soname", [], f"{LIBDIR}/libfoo.so.1"),
+]
+MADE_BY = [
+    pytest.param(args or LDCACHE[e], path, e, id=f"{name}-{e}" if e != ENGINES[0] else name)
+    for name, args, path in MADE
+    for e in (ENGINES[:1] if args else ENGINES)
 ]
 DANGLING = ["{canary}/new", UP + "{canary}/new", "/proc/1/root{canary}/new", "new-in-the-root"]
 
 
 @pytest.mark.parametrize("stage", ["outside", "inside"])
 @pytest.mark.parametrize("text", DANGLING, ids=["absolute", "relative", "procfs", "inside"])
-@pytest.mark.parametrize(("args", "path"), [pytest.param(a, p, id=i) for i, a, p in MADE])
+@pytest.mark.parametrize(("args", "path", "engine"), MADE_BY)
 def test_a7_a_dangling_link_is_replaced_and_not_written_through(
-    arena: Arena, profile: str, args: list[str], path: str, text: str, stage: str
+    arena: Arena, profile: str, args: list[str], path: str, engine: str, text: str, stage: str
 ) -> None:
     rootfs.tree(arena.root, f"symlink {path} {text.format(canary=arena.canary)}")
-    planned = [*CACHE_FILES, path] if args is LDCACHE else [path]
+    planned = [*CACHE_FILES, path] if args == LDCACHE[engine] else [path]
     assert attempt(arena, args, stage, ok=True, planned=planned, container={"setup": GPU_NODE}) == []
     made = arena.root / path
     assert made.is_file(), "nothing was made there"
@@ -246,7 +269,11 @@ def test_a7_a_dangling_link_is_replaced_and_not_written_through(
 @pytest.mark.parametrize("text", DANGLING, ids=["absolute", "relative", "procfs", "inside"])
 @pytest.mark.parametrize(
     ("args", "path"),
-    [pytest.param(a, p, id=i) for i, a, p in MADE if i in ("profile", "compat-conf", "ldcache-system")],
+    [
+        pytest.param(a or LDCACHE["builtin"], p, id=i)
+        for i, a, p in MADE
+        if i in ("profile", "compat-conf", "ldcache-system")
+    ],
 )
 def test_naive_a7_a_dangling_link_is_written_through(arena: Arena, args: list[str], path: str, text: str) -> None:
     text = text.replace("/proc/1/root", some_root())

@@ -10,7 +10,7 @@ import stat
 
 import pytest
 from lib import rootfs
-from security.arena import COMPAT, GPU_NODE, LIBDIR, PROFILE, Arena, attempt, settled
+from security.arena import COMPAT, ENGINES, GPU_NODE, LDCACHE, LIBDIR, PROFILE, Arena, attempt, settled
 
 KINDS = {
     "C1-fifo": "fifo {path}",
@@ -21,20 +21,19 @@ KINDS = {
     "C5-dir": "dir {path}",
     "C8-sparse": "sparse {path} 1T",
 }
-LDCACHE = ["update-ldcache", "--folder", "/opt/nvidia/lib"]
 COMPAT_ARGS = ["enable-cuda-compat", "--host-driver-version", "550.54.15"]
 CACHE_FILES = (
     "etc/ld.so.cache", "etc/ld.so.conf.d/00-nvcr-nvoci.conf", "etc/ld.so.conf.d/zz-nvcr-nvoci.conf",
     f"{LIBDIR}/libfoo.so.1",
 )  # fmt: skip
-PLACES = {
-    "ld.so.conf": (LDCACHE, "etc/ld.so.conf"),
-    "ld.so.conf.d": (LDCACHE, "etc/ld.so.conf.d/x.conf"),
-    "ld.so.cache": (LDCACHE, "etc/ld.so.cache"),
-    "drop-in": (LDCACHE, "etc/ld.so.conf.d/zz-nvcr-nvoci.conf"),
-    "library": (LDCACHE, f"{LIBDIR}/libbar.so.1.0"),
-    "soname": (LDCACHE, f"{LIBDIR}/libfoo.so.1"),
-    "debian_version": (LDCACHE, "etc/debian_version"),
+PLACES: dict[str, tuple[list[str], str]] = {  # without arguments: update-ldcache, with either engine
+    "ld.so.conf": ([], "etc/ld.so.conf"),
+    "ld.so.conf.d": ([], "etc/ld.so.conf.d/x.conf"),
+    "ld.so.cache": ([], "etc/ld.so.cache"),
+    "drop-in": ([], "etc/ld.so.conf.d/zz-nvcr-nvoci.conf"),
+    "library": ([], f"{LIBDIR}/libbar.so.1.0"),
+    "soname": ([], f"{LIBDIR}/libfoo.so.1"),
+    "debian_version": ([], "etc/debian_version"),
     "compat-library": (COMPAT_ARGS, f"{COMPAT}/libcuda.so.600.1.2"),
     "compat-drop-in": (COMPAT_ARGS, "etc/ld.so.conf.d/00-compat-nvoci.conf"),
     "profile": (["update-application-profile"], PROFILE),
@@ -46,8 +45,11 @@ PLACES = {
 REPLACED = ("ld.so.cache", "drop-in", "compat-drop-in", "profile", "link")
 
 
-def special(arena: Arena, place: str, kind: str, stage: str, *, naive: bool = False) -> list[str]:
+def special(
+    arena: Arena, place: str, kind: str, stage: str, *, engine: str = ENGINES[0], naive: bool = False
+) -> list[str]:
     args, path = PLACES[place]
+    args = args or LDCACHE[engine]
     rootfs.tree(arena.root, KINDS[kind].format(path=path))
     before = os.lstat(arena.root / path)
     planned = [
@@ -70,10 +72,19 @@ def special(arena: Arena, place: str, kind: str, stage: str, *, naive: bool = Fa
     return found
 
 
+BY_ENGINE = [
+    pytest.param(place, e, id=f"{place}-{e}" if e != ENGINES[0] else place)
+    for place, (args, _) in PLACES.items()
+    for e in (ENGINES[:1] if args else ENGINES)
+]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("place", PLACES)
-def test_a_special_file_neither_holds_the_hook_nor_is_lost(arena: Arena, profile: str, place: str, kind: str) -> None:
-    assert special(arena, place, kind, "outside" if profile == "new" else "inside") == []
+@pytest.mark.parametrize(("place", "engine"), BY_ENGINE)
+def test_a_special_file_neither_holds_the_hook_nor_is_lost(
+    arena: Arena, profile: str, place: str, engine: str, kind: str
+) -> None:
+    assert special(arena, place, kind, "outside" if profile == "new" else "inside", engine=engine) == []
 
 
 # Where the naive hook opens, or replaces, what it finds. (Never a block device: it would write to it.)

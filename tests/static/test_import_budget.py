@@ -13,6 +13,7 @@ import pytest
 from static.layering import HOT_IMPORTS, is_hot
 
 from nvoci.hook import table
+from nvoci.hook.settings import ENGINES, LDCONFIG
 
 HOOKS = Path(__file__).resolve().parents[2] / "hooks"
 PYTHON = "/usr/bin/python3"
@@ -82,6 +83,26 @@ def test_several_hooks_in_one_process_import_the_hot_list_only(tmp_path: Path) -
 def test_a_hook_does_not_load_another_hook(name: str, tmp_path: Path) -> None:
     modules = imported("-c", ENTRY, str(HOOKS), name, *ARGUMENTS.get(name, []), *state(tmp_path))
     assert modules & {hook.module for hook in table.HOOKS.values()} == {table.HOOKS[name].module}
+
+
+# What the ldconfig engine starts its process with: nobody else pays for it, and nobody else could start one.
+PROCESS_MODULES = {"nvoci.hook.ldconfig", *(f"nvoci.linux.{name}" for name in ("confine", "cell", "seccomp"))}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_only_the_ldconfig_engine_loads_what_starts_a_process(engine: str, tmp_path: Path) -> None:
+    words = ["update-ldcache", "--engine", engine, *ARGUMENTS["update-ldcache"], *state(tmp_path)]
+    modules = imported("-c", ENTRY, str(HOOKS), *words)
+    wanted = PROCESS_MODULES if engine == LDCONFIG else {"nvoci.hook.ldbuiltin"}
+    assert modules & {*PROCESS_MODULES, "nvoci.hook.ldbuiltin"} == wanted
+    assert offenders(modules) == set()
+
+
+def test_a_run_of_all_hooks_loads_nothing_that_starts_a_process(tmp_path: Path) -> None:
+    words = [word for name in table.HOOKS for word in ("--", name, *ARGUMENTS.get(name, []))]
+    modules = imported("-c", ENTRY, str(HOOKS), "run", *state(tmp_path), *words)
+    assert "nvoci.hook.ldbuiltin" in modules
+    assert modules & PROCESS_MODULES == set()
 
 
 @pytest.mark.parametrize("words", [["--version"], ["unknown-hook"], []], ids=str)

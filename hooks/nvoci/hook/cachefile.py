@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posix
-from errno import ENOENT, ENOTDIR
+from errno import ELOOP, ENOENT, ENOTDIR
 
 from nvoci import log
 from nvoci.errors import HookError, hook_error
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nvoci.linux.rootfs import Rootfs
 
 CACHE = b"etc/ld.so.cache"
-CACHE_MAX = 64 << 20
+CACHE_MAX = 16 << 20
 
 
 def search_path(
@@ -62,7 +62,7 @@ def publish(container: Container, cache: bytes) -> list[Operation]:
         if rootfs.read_file(CACHE, CACHE_MAX) == cache:
             return []
     except OSError as e:
-        if e.errno not in (ENOENT, ENOTDIR):
+        if e.errno not in (ENOENT, ENOTDIR, ELOOP):
             raise hook_error("read", CACHE, e) from None
         message = f"{shown(CACHE)}: not there, and the root is read-only (EROFS), so it cannot be made"
         hint = "put an ld.so.cache into the image, or call the hook as createRuntime"

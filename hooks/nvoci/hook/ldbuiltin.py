@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import ENOENT, ENOTDIR
+from errno import ELOOP, ENOENT, ENOTDIR
 
 from nvoci import __version__, log
 from nvoci.errors import HookError, hook_error, printable
@@ -10,6 +10,7 @@ from nvoci.hook.cachefile import CACHE, CACHE_MAX, is_read_only, publish
 from nvoci.hook.operations import MakeLink, shown
 from nvoci.ldcache.cache import GENERATOR, Cache, CacheError, Entry, encode, parse
 from nvoci.ldcache.compute import NOT_A_NAME, Link, Result, compute
+from nvoci.linux.fd import read_at_most
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,12 +46,15 @@ def operations(container: Container, directories: Sequence[bytes]) -> list[Opera
 def _image_cache(rootfs: Rootfs) -> Cache | None:
     """None where there is none, or where it is not what ldconfig writes: then everything is computed anew."""
     try:
-        return parse(rootfs.read_file(CACHE, CACHE_MAX))
+        with rootfs.open_file(CACHE) as fd:
+            if fd.stat().st_size > CACHE_MAX:
+                raise CacheError(f"larger than {CACHE_MAX >> 20} MiB")
+            return parse(read_at_most(fd.fileno(), CACHE_MAX))
     except CacheError as e:
         log.debug(f"update-ldcache: {shown(CACHE)}: {e}; computed anew")
     except OSError as e:
-        if e.errno not in (ENOENT, ENOTDIR):
-            raise hook_error("read", CACHE, e, f"it must be a regular file of at most {CACHE_MAX >> 20} MiB") from None
+        if e.errno not in (ENOENT, ENOTDIR, ELOOP):
+            raise hook_error("read", CACHE, e, "it must be a regular file") from None
     return None
 
 

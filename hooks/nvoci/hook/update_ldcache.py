@@ -87,7 +87,7 @@ def plan(prepared: Prepared, container: Container) -> list[Operation]:
     try:
         directories, folders = search_path(rootfs, prepared.folders, system)
     except OSError as e:
-        hint = "ld.so.conf and what it includes must be regular files of at most 1 MiB, and no more than 1024"
+        hint = "ld.so.conf and what it includes must be regular files, no more than 1024 and 1 MiB in all"
         raise hook_error("update-ldcache: read", e.filename or conf.CONF, e, hint) from None
     if is_read_only(rootfs, b"etc"):
         return _engine(container, prepared.program, directories)

@@ -28,7 +28,7 @@ HWCAP_EXTENSION = 1 << 62
 _ISA_LEVEL_MASK = 0x3FF << 32
 _INDEX_MASK = 0xFFFFFFFF
 MAX_ENTRIES = 200_000
-MAX_STRINGS = 64 << 20  # in all, since many entries may name the same string
+MAX_STRINGS = 32 << 20  # in all, since many entries may name the same string
 MAX_STRING = 4096
 MAX_HWCAPS = 1024
 MAX_SECTIONS = 64
@@ -80,7 +80,7 @@ def parse(data: bytes) -> Cache:
         raise CacheError("more entries than the file has room for")
     generator, hwcaps, known = _extension(data, start, extension, order)
     found: list[Entry] = []
-    left = MAX_STRINGS
+    left = min(MAX_STRINGS, 4 * len(data))  # ldconfig writes a string once, and a soname within a path
     for flags, key, value, osversion, bits in iter_unpack(order + _ENTRY, data[table : table + count * _NEW_ENTRY]):
         path = _string(data, start + value)
         # The soname is nearly always the end of the path.
@@ -199,6 +199,8 @@ def redirected(data: bytes, paths: Mapping[bytes, bytes]) -> bytes:
     start = _new_header(data)
     order = ">" if data[start + 28] & 3 == _BIG_ENDIAN else "<"
     count = unpack_from(order + "I", data, start + 20)[0]
+    if start + _NEW_HEADER + count * _NEW_ENTRY > len(data):
+        raise CacheError("more entries than the file has room for")
     out = bytearray(data)
     for at in range(start + _NEW_HEADER + 8, start + _NEW_HEADER + count * _NEW_ENTRY, _NEW_ENTRY):
         path = paths.get(_string(data, start + unpack_from(order + "I", data, at)[0]))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import posix
 from _stat import S_ISLNK
-from errno import ELOOP, ENOENT, ENOTDIR
+from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 
 from nvoci.ldcache.cache import GENERATOR, HWCAP_EXTENSION, NATIVE, Cache, Entry
 from nvoci.ldcache.directory import Directory, Opener, open_directories
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from nvoci.linux.rootfs import Rootfs
 
-_ABSENT = (ENOENT, ENOTDIR, ELOOP)
+_ABSENT = (ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG)
 _MAX_UNRESOLVED = 1024  # links that lead to no library, to be looked at again once others are made
-_MAX_OUTSIDE = 10_000  # cached entries of directories outside the configuration
+_MAX_OUTSIDE = 10_000  # lookups for cached entries of directories outside the configuration
 _ROUNDS = 4
 _NOT_IN_NAMES = bytes(range(0x20)) + b"\x7f/"
 NOT_A_NAME = "its soname is no file name"
@@ -295,6 +295,7 @@ class _Sorter:
         self.ranks = {d.path: d.rank for d in directories}
         self.paths = [d.path for d in directories]
         self.by_identity = {d.dir.identity: d.rank for d in directories}
+        self._left = _MAX_OUTSIDE
         self.other: dict[bytes, int | None] = {}  # spelling -> rank of the directory that it is, None for none of ours
 
     def group(self, cached: Sequence[Entry]) -> tuple[dict[int, list[Entry]], list[Entry]]:
@@ -306,14 +307,23 @@ class _Sorter:
             rank = self.ranks.get(parent)
             if rank is None:
                 rank = self._other(parent)
+            if not is_name(e.unsafe_soname):
+                continue
             if rank is not None:
                 groups.setdefault(rank, []).append(e)
-            elif len(outside) < _MAX_OUTSIDE and e.unsafe_path.startswith(b"/") and self.rootfs.exists(e.unsafe_path):
+            elif self._is_there(e.unsafe_path):
                 outside.append(e)
         return groups, outside
 
+    def _is_there(self, path: bytes) -> bool:
+        self._left -= 1
+        return self._left >= 0 and path.startswith(b"/") and self.rootfs.exists(path)
+
     def _other(self, parent: bytes) -> int | None:
         if parent not in self.other:
+            self._left -= 1
+            if self._left < 0:
+                return None
             try:
                 identity = _identity(self.rootfs, parent)
             except OSError as e:

@@ -7,7 +7,7 @@ circles end, and that nothing but a regular file is ever opened.
 
 from __future__ import annotations
 
-from errno import E2BIG, EISDIR, ELOOP, ENOENT, ENOTDIR
+from errno import E2BIG, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 
 from nvoci.linux.fd import read_at_most
 from nvoci.linux.pattern import match
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 CONF = b"/etc/ld.so.conf"
 CONF_FOLDER = b"etc/ld.so.conf.d"
 DEFAULT = b"include /etc/ld.so.conf.d/*.conf\n"
-MAX_CONF = 1 << 20
+MAX_CONF = 1 << 20  # bytes of all files together
+MAX_LINES = 20_000  # of all files
+MAX_INCLUDES = 4096  # words behind `include`
 MAX_FILES = 1024
 MAX_DIRECTORIES = 4096
 MAX_DEPTH = 64
 _SPACE = b" \t\r\v\f"
-_ABSENT = (ENOENT, ENOTDIR, ELOOP)
+_ABSENT = (ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG)
 
 
 def conf_directories(rootfs: Rootfs, start: bytes = CONF, marks: Collection[bytes] = ()) -> list[bytes]:
@@ -59,7 +61,7 @@ def conf_origins(
 class _Reader:
     """Depth first, as ldconfig: an include's directories take its place."""
 
-    __slots__ = ("budget", "found", "marks", "rootfs", "seen")
+    __slots__ = ("budget", "bytes", "found", "includes", "lines", "marks", "rootfs", "seen")
 
     def __init__(self, rootfs: Rootfs, marks: Collection[bytes]) -> None:
         self.rootfs = rootfs
@@ -67,6 +69,7 @@ class _Reader:
         self.found: dict[bytes, tuple[bytes, int]] = {}
         self.seen: set[tuple[int, int]] = set()
         self.budget = Budget()
+        self.bytes, self.lines, self.includes = MAX_CONF, MAX_LINES, MAX_INCLUDES
 
     def read(self, path: bytes, depth: int) -> None:
         data = self._content(path, depth)
@@ -76,10 +79,17 @@ class _Reader:
             data = DEFAULT
         if depth > MAX_DEPTH:
             raise OSError(E2BIG, f"included more than {MAX_DEPTH} deep", path)
+        self.lines -= data.count(b"\n")
+        if self.lines < 0:
+            raise OSError(E2BIG, f"more than {MAX_LINES} lines", path)
         for number, raw in enumerate(data.split(b"\n"), 1):
             line = raw.partition(b"#")[0].strip(_SPACE)
             if line.startswith((b"include ", b"include\t")):
-                for pattern in line[8:].split():
+                patterns = line[8:].split(None, MAX_INCLUDES)
+                self.includes -= len(patterns)
+                if self.includes < 0:
+                    raise OSError(E2BIG, f"more than {MAX_INCLUDES} includes", path)
+                for pattern in patterns:
                     self._include(pattern, path, depth)
             elif line.startswith(b"/") and b"\0" not in line:
                 self._add(line, path, number)
@@ -106,9 +116,11 @@ class _Reader:
             if len(self.seen) > MAX_FILES:
                 raise OSError(E2BIG, f"more than {MAX_FILES} files", path)
             try:
-                return read_at_most(fd.fileno(), MAX_CONF)
+                data = read_at_most(fd.fileno(), self.bytes)
             except OSError as e:
                 raise OSError(e.errno, e.strerror, path) from None
+            self.bytes -= len(data)
+            return data
 
     def _include(self, pattern: bytes, path: bytes, depth: int) -> None:
         if not pattern.startswith(b"/"):

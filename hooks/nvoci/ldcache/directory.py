@@ -11,7 +11,7 @@ from __future__ import annotations
 import posix
 import sys
 from _stat import S_ISREG
-from errno import E2BIG, EINVAL, ELOOP, ENOENT, ENOTDIR
+from errno import E2BIG, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 
 from nvoci.ldcache.library import Library, NotALibraryError, examine
 from nvoci.linux import mountinfo, procfs
@@ -32,7 +32,7 @@ _DRIVER = (b"libcuda.so", b"libnvidia-")  # any set of a driver's libraries has 
 _MAX_CHAIN = 16
 _MAX_HWCAPS = 64  # subdirectories of one glibc-hwcaps
 _MIN_SIZE = 52  # of an ELF header of 32 bits
-_ABSENT = (ENOENT, ENOTDIR, ELOOP)
+_ABSENT = (ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG)
 _HANDLE = posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC
 
 
@@ -42,19 +42,27 @@ def _is_temporary(name: str) -> bool:
 
 
 class Mounted:
-    """The names in a directory that are mount points, from one reading of the mount table."""
+    """What is mounted below the root, from one reading of the mount table."""
 
-    __slots__ = ("_names",)
+    __slots__ = ("_names", "_root", "_targets")
 
-    def __init__(self) -> None:
+    def __init__(self, rootfs: Rootfs) -> None:
+        self._root = procfs.name_of(rootfs.fileno()).rstrip(b"/")
+        self._targets = set(mountinfo.own_targets())
         self._names: dict[bytes, set[bytes]] = {}
-        for target in mountinfo.own_targets():
+        for target in self._targets:
             parent, _, name = target.rpartition(b"/")
             self._names.setdefault(parent or b"/", set()).add(name)
 
-    def names(self, fd: int) -> set[bytes]:
-        """Of the directory that `fd` refers to."""
-        return self._names.get(procfs.name_of(fd), set())
+    def names(self, fd: int, listed: Iterable[bytes]) -> set[bytes]:
+        """Those of the names in the directory that `fd` refers to which are mount points; all, if it is mounted."""
+        path = procfs.name_of(fd)
+        above = path
+        while len(above) > len(self._root):
+            if above in self._targets:
+                return set(listed)
+            above = above.rpartition(b"/")[0]
+        return self._names.get(path, set()).intersection(listed)
 
 
 class Opener:
@@ -102,7 +110,10 @@ class Opener:
             self._left -= 1
             if self._left < 0:
                 raise OSError(E2BIG, f"more than {MAX_OPENED} files to read", path)
-            known = self._known[key] = _read(handle, with_isa_level)
+            try:
+                known = self._known[key] = _read(handle, with_isa_level)
+            except OSError as e:
+                raise OSError(e.errno, e.strerror, path) from None
         return known
 
 
@@ -131,7 +142,7 @@ class Directory:
         fd = procfs.reopen(where.fileno(), posix.O_RDONLY | posix.O_DIRECTORY)
         try:
             self._list(fd)
-            self.mounted = mounted.names(fd).intersection(self.names)
+            self.mounted = mounted.names(fd, self.names)
         finally:
             posix.close(fd)
 
@@ -229,7 +240,7 @@ def open_directories(
     one is not among them."""
     found: list[Directory] = []
     seen: set[tuple[int, int]] = set()
-    mounted = Mounted()
+    mounted = Mounted(rootfs)
 
     def add(path: bytes, hwcaps_name: bytes | None) -> Directory | None:
         try:

@@ -21,12 +21,13 @@ def merge(old: bytes, directories: Iterable[bytes], added: Iterable[bytes] = ())
     """(`old` with each directory that it does not name behind its own entries, one a line; which those are).
 
     added: what an earlier call reported, which is taken out first, so that a rerun leaves what one run leaves, and
-    another driver's directories do not pile up. Entries of the image keep their place and spelling."""
+    another driver's directories do not pile up. A directory with a colon has no spelling there, and is left out.
+    Entries of the image keep their place and spelling."""
     kept = old
     for directory in added:
         kept = _without(kept, directory)
     present = set(kept.replace(b":", b"\n").split(b"\n"))
-    new = [d for d in dict.fromkeys(directories) if d not in present]
+    new = [d for d in dict.fromkeys(directories) if d not in present and b":" not in d]
     if not new:
         return kept, new
     separator = b"" if not kept or kept.endswith(b"\n") else b"\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posix
 from _stat import S_ISLNK
-from errno import EINVAL, ELOOP, ENOENT, ENOTDIR
+from errno import EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 
 from nvoci.linux import abi, procfs
 from nvoci.linux.lookup import MAX_LINKS, lookup
@@ -26,7 +26,7 @@ def link_text(rootfs: Rootfs, unsafe_path: bytes) -> bytes | None:
     try:
         fd = lookup(rootfs.fileno(), unsafe_path, posix.O_NOFOLLOW)
     except OSError as e:
-        if e.errno in (ENOENT, ENOTDIR):
+        if e.errno in (ENOENT, ENOTDIR, ENAMETOOLONG):
             return None
         raise
     try:

@@ -13,7 +13,7 @@ def match(pattern: bytes, name: bytes) -> bool:
 
     At most len(pattern) x len(name) steps: after a mismatch only the last `*` takes one more character.
     """
-    if name.startswith(b".") and not pattern.startswith(b"."):
+    if name.startswith(b".") and not pattern.startswith((b".", b"\\.")):
         return False
     p = n = 0
     star = mark = -1

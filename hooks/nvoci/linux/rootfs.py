@@ -10,7 +10,7 @@ from __future__ import annotations
 import posix
 import sys
 from _stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
-from errno import E2BIG, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, ESTALE
+from errno import E2BIG, EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENOTEMPTY, ESTALE
 
 from nvoci.errors import HookError, hook_error
 from nvoci.linux import procfs
@@ -20,6 +20,7 @@ from nvoci.linux.pattern import is_pattern, match
 
 MAX_HANDLES = 64
 MAX_ENTRIES = 1_000_000
+_ABSENT = (ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG)
 _DIRECTORY = posix.O_DIRECTORY | posix.O_CLOEXEC
 
 
@@ -83,13 +84,14 @@ class Dir:
 
 
 class Budget:
-    """What `match` may spend: directories to list in all, names at a time."""
+    """What `match` may spend: directories to list in all, names at a time, steps of comparing in all."""
 
-    __slots__ = ("directories", "names")
+    __slots__ = ("directories", "names", "steps")
 
     def __init__(self, directories: int = 256, names: int = 10_000) -> None:
         self.directories = directories
         self.names = names
+        self.steps = 2_000_000  # half a second
 
 
 class Made:
@@ -188,7 +190,7 @@ class Rootfs:
         try:
             self.lookup(unsafe_path).close()
         except OSError as e:
-            if e.errno in (ENOENT, ENOTDIR, ELOOP):
+            if e.errno in _ABSENT:
                 return False
             raise
         return True
@@ -229,9 +231,12 @@ class Rootfs:
         try:
             names = self.list(directory or b".", budget.names)
         except OSError as e:
-            if e.errno in (ENOENT, ENOTDIR, ELOOP):
+            if e.errno in _ABSENT:
                 return []
             raise
+        budget.steps -= len(pattern) * sum(map(len, names))
+        if budget.steps < 0:
+            raise OSError(E2BIG, "too many names to compare", directory)
         return [name for name in names if match(pattern, name)]
 
     def list(self, unsafe_path: bytes, limit: int = MAX_ENTRIES) -> list[bytes]:

@@ -21,10 +21,8 @@ from nvoci.hook.preview import Preview
 from nvoci.hook.settings import ENGINES, Settings
 from nvoci.linux import abi
 from nvoci.linux.rootfs import Rootfs
-from tests.kernel.closing import closed_roots
 from tests.kernel.namespaced import make_container
 
-__all__ = ["closed_roots"]
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="ldconfig must belong to root")
 CONF = "file etc/ld.so.conf include /etc/ld.so.conf.d/*.conf\\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_any_sequence_of_drivers_leaves_what_the_last_one_alone_leaves(seed: int
     assert searched(text) == searched(musl.merge(image, last)[0])
 
 
-def test_the_note_is_read_back_and_is_a_comment_to_ldconfig(tmp_path) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def test_the_note_is_read_back_and_is_a_comment_to_ldconfig(tmp_path: Path) -> None:
     added = [b"/opt/nv", b"/with space", b"/\xff", b"/a: b"]
     text = musl.note(added) + b"/opt/nv\n"
     assert musl.noted(text) == added
