@@ -78,12 +78,13 @@ def test_a_library_that_is_gone_is_dropped(root: Path) -> None:
 
 
 def test_an_empty_leftover_of_an_earlier_start_is_dropped(root: Path) -> None:
+    library(root, f"{LIBDIR}/libnvcuvid.so.1.5", "libnvcuvid.so.1")
     installed(root)
+    assert "libnvcuvid.so.1" in listed(root)
+    (root / f"{LIBDIR}/libnvcuvid.so.1.5").write_bytes(b"")
     run(make_container(root))
-    (root / f"{LIBDIR}/libone.so.1.5").write_bytes(b"")
-    run(make_container(root))
-    assert "libone.so.1" not in listed(root)
-    assert os.readlink(root / f"{LIBDIR}/libone.so.1") == "libone.so.1.5"  # the image's own: left alone
+    assert "libnvcuvid.so.1" not in listed(root)
+    assert os.readlink(root / f"{LIBDIR}/libnvcuvid.so.1") == "libnvcuvid.so.1.5"  # the image's own: left alone
 
 
 def test_a_mount_point_is_opened_though_the_cache_has_its_name(root: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from nvoci.ldcache import conf
 from nvoci.ldcache.cache import MAX_ENTRIES, MAX_STRING, NEW_MAGIC, Cache, CacheError, parse
 from nvoci.linux import procfs
 from nvoci.linux.fd import Fd, read_at_most
-from nvoci.linux.rootfs import Rootfs
+from nvoci.linux.rootfs import Rootfs, is_pseudo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -62,7 +62,7 @@ def cache_file(path: str) -> Cache:
     """The cache in a file of the host's. Raises HookError."""
     try:
         with Fd(os.open(path, os.O_PATH | os.O_CLOEXEC)) as handle:
-            if not stat.S_ISREG(handle.stat().st_mode):
+            if not stat.S_ISREG(handle.stat().st_mode) or is_pseudo(handle.fileno()):
                 raise HookError(f"read cache {printable(path)}: not a regular file", _FILE_HINT)
             with Fd(procfs.reopen(handle.fileno(), os.O_RDONLY | os.O_NONBLOCK)) as fd:
                 data = read_at_most(fd.fileno(), CACHE_MAX)

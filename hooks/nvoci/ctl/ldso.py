@@ -108,7 +108,7 @@ def _named(entries: Sequence[Entry], name: bytes) -> Sequence[Entry]:
     return []
 
 
-def _is_same(soname: bytes, name: bytes, wanted: tuple[int, ...]) -> bool:
+def _is_same(soname: bytes, name: bytes, wanted: bytes) -> bool:
     """To ld.so, libx.so.1 and libx.so.01 are."""
     return soname == name or libcmp_key(soname) == wanted
 

@@ -72,6 +72,7 @@ class Root(Rootfs):
     named through a link."""
 
     __slots__ = ("_real",)
+    pseudo = True  # the host's own, and what it says of the driver
     _real: bytes
 
     @classmethod

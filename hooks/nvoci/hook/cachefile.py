@@ -11,6 +11,7 @@ from nvoci.hook import dropins
 from nvoci.hook.mounts import GeneratedMount
 from nvoci.hook.operations import WriteFile, shown
 from nvoci.ldcache import conf
+from nvoci.ldcache.cache import MAX_SIZE
 from nvoci.linux import abi
 
 TYPE_CHECKING = False
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from nvoci.linux.rootfs import Rootfs
 
 CACHE = b"etc/ld.so.cache"
-CACHE_MAX = 16 << 20
+CACHE_MAX = MAX_SIZE
 
 
 def search_path(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import ELOOP, ENOENT, ENOTDIR
+from errno import E2BIG, EIO, ELOOP, ENOENT, ENOTDIR
 
 from nvoci import __version__, log
 from nvoci.errors import HookError, hook_error, printable
@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 DEVELOPMENT = {b"libcuda.so.1": b"libcuda.so", b"libnvidia-opticalflow.so.1": b"libnvidia-opticalflow.so"}
 
 
-def operations(container: Container, directories: Sequence[bytes]) -> list[Operation]:
-    """Soname links, then the cache. Everything is computed here, before anything is changed. Raises HookError."""
+def operations(container: Container, directories: Sequence[bytes], earlier: Sequence[bytes] = ()) -> list[Operation]:
+    """Soname links, then the cache. Everything is computed here, before anything is changed. Raises HookError.
+
+    earlier: directories of an earlier start, which the cache is to forget unless they still count."""
     rootfs = container.rootfs
     try:
-        found = compute(rootfs, directories, _image_cache(rootfs), DEVELOPMENT)
+        found = compute(rootfs, directories, _image_cache(rootfs), DEVELOPMENT, earlier)
         links, missing = _links(container, found.links)
     except OSError as e:
-        hint = "a library directory of the image cannot be read, or is too large"
+        hint = "a library directory of the image cannot be read, or is too large" if e.errno in (E2BIG, EIO) else ""
         raise hook_error("read", e.filename or rootfs.name, e, hint) from None
     _log(found)
     if missing:

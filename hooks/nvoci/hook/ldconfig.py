@@ -20,6 +20,7 @@ from nvoci.hook.operations import MakeLink, shown
 from nvoci.jsonfile import check_trusted, open_regular
 from nvoci.ldcache.cache import CacheError, parse, redirected
 from nvoci.ldcache.compute import is_name
+from nvoci.ldcache.directory import Mounted
 from nvoci.linux import abi, confine
 
 TYPE_CHECKING = False
@@ -103,7 +104,11 @@ class RunLdconfig(Operation):
     def _make_links(self, output: bytes, transaction: Transaction) -> dict[bytes, bytes]:
         """Make the links; returns those that a read-only file system does not take, with the file each leads to."""
         missing: dict[bytes, bytes] = {}
+        mounted = Mounted(self.container.rootfs)
         for link in wanted_links(self.container.rootfs, output):
+            if mounted.names(self.container.rootfs.dir(link.link.rpartition(b"/")[0]).fileno()) is None:
+                missing[link.link] = link.link.rpartition(b"/")[0] + b"/" + link.target
+                continue  # a directory of somebody else's
             try:
                 self._perform(link, transaction)
             except OSError as e:

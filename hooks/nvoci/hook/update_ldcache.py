@@ -13,10 +13,12 @@ from __future__ import annotations
 from _stat import S_IMODE, S_ISDIR
 from errno import ELOOP, ENOENT, ENOTDIR
 
+from nvoci import log
 from nvoci.errors import HookError, hook_error, printable
 from nvoci.hook import dropins
 from nvoci.hook.cachefile import is_read_only, search_path
-from nvoci.hook.operations import RemoveFile, WriteFile
+from nvoci.hook.mounts import GeneratedMount
+from nvoci.hook.operations import RemoveFile, WriteFile, shown
 from nvoci.hook.settings import ENGINES, LDCONFIG
 from nvoci.ldcache import conf, musl
 from nvoci.linux import abi
@@ -57,7 +59,7 @@ class Prepared:
 
 def prepare(options: dict[str, Any], settings: Settings) -> Prepared:
     """Check the folders, and copy the host's ldconfig, if it is the engine, while the host's files are in reach."""
-    folders = dict.fromkeys(fsencode(folder) for folder in options["folder"] if folder)
+    folders = dict.fromkeys(fsencode(folder).rstrip(b"/") for folder in options["folder"] if folder.strip("/"))
     for folder in folders:
         if any(c < 0x20 or c == 0x7F for c in folder):
             raise HookError(f"update-ldcache: folder `{printable(folder)}` has a control character",
@@ -89,25 +91,31 @@ def plan(prepared: Prepared, container: Container) -> list[Operation]:
     except OSError as e:
         hint = "ld.so.conf and what it includes must be regular files, no more than 1024 and 1 MiB in all"
         raise hook_error("update-ldcache: read", e.filename or conf.CONF, e, hint) from None
+    musl_like = _is_file(rootfs, b"etc/alpine-release")
+    before, _ = _read(rootfs, dropins.FOLDER + dropins.FOLDERS, b"")
+    path_file, note = _musl_path(rootfs, [*folders, *system], before) if musl_like else (b"", b"")
+    earlier = [line for line in before.split(b"\n") if line.startswith(b"/")]
+    engine = _engine(container, prepared.program, directories, earlier)
     if is_read_only(rootfs, b"etc"):
-        return _engine(container, prepared.program, directories)
+        return [*_musl_mount(container, path_file), *engine] if musl_like else engine
     operations: list[Operation] = []
     if not _is_there(rootfs, conf.CONF):
         operations.append(WriteFile(rootfs, conf.CONF, conf.DEFAULT, 0o644))
-    note = b""
-    if _is_file(rootfs, b"etc/alpine-release"):
-        path_file, note = _musl_path(rootfs, [*folders, *system])
-        operations.append(path_file)
+    if musl_like:
+        operations.append(WriteFile(rootfs, musl.PATH, path_file, 0o644))
     operations.append(_drop_in(rootfs, dropins.FOLDER + dropins.FOLDERS, folders, note))
     operations.append(_drop_in(rootfs, dropins.FOLDER + dropins.SYSTEM, system))
-    return [*operations, *_engine(container, prepared.program, directories)]
+    return [*operations, *engine]
 
 
-def _engine(container: Container, program: Program | None, directories: list[bytes]) -> list[Operation]:
+def _engine(
+    container: Container, program: Program | None, directories: list[bytes], earlier: list[bytes]
+) -> list[Operation]:
+    """earlier: folders of an earlier start, whose libraries are not there any more unless they are in `directories`."""
     if program is None:
         from nvoci.hook import ldbuiltin
 
-        return ldbuiltin.operations(container, directories)
+        return ldbuiltin.operations(container, directories, earlier)
     from nvoci.hook.ldconfig import RunLdconfig
 
     return [RunLdconfig(container, program, directories)]
@@ -145,12 +153,23 @@ def _drop_in(rootfs: Rootfs, path: bytes, directories: Sequence[bytes], note: by
     return WriteFile(rootfs, path, note + b"".join(d + b"\n" for d in directories), 0o644)
 
 
-def _musl_path(rootfs: Rootfs, directories: list[bytes]) -> tuple[Operation, bytes]:
+def _musl_path(rootfs: Rootfs, directories: list[bytes], drop_in: bytes) -> tuple[bytes, bytes]:
     """The new path file of musl, and what the drop-in has to remember of it."""
-    old, mode = _read(rootfs, musl.PATH, musl.DEFAULT)
-    before, _ = _read(rootfs, dropins.FOLDER + dropins.FOLDERS, b"")
-    new, added = musl.merge(old, directories, musl.noted(before))
-    return WriteFile(rootfs, musl.PATH, new, mode), musl.note(added)
+    old, _ = _read(rootfs, musl.PATH, musl.DEFAULT)
+    new, added = musl.merge(old, directories, musl.noted(drop_in))
+    return new, musl.note(added)
+
+
+def _musl_mount(container: Container, path_file: bytes) -> list[Operation]:
+    """On a read-only root: over the image's path file, or a warning (an error with `strict`) where it has none."""
+    if container.rootfs.exists(musl.PATH):
+        return [GeneratedMount(container, musl.PATH, path_file, 0o644, "a new path file of musl")]
+    message = f"{shown(musl.PATH)}: not there, and the root is read-only (EROFS), so it cannot be made"
+    hint = "put one into the image, or call the hook as createRuntime"
+    if container.settings.strict:
+        raise HookError(message, hint)
+    log.warning(f"update-ldcache: {message}; {hint}")
+    return []
 
 
 def _read(rootfs: Rootfs, path: bytes, default: bytes) -> tuple[bytes, int]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _SIGKILL, _SIGTERM = 9, 15
 _MESSAGE_MAX = 1 << 16
+_OUT_OF_MEMORY = f"{FAILED}\0hook: ENOMEM\0out of memory: the image is too large, or the limit too small"
 
 
 def work(steps: list[Step], container_spec: str, settings: Settings, dry_run: bool) -> int:
@@ -166,6 +167,8 @@ def _worker(job: _Job, write_end: int, parent: int) -> None:
     except OSError as e:
         error = hook_error("hook", e.filename or "", e)
         report = f"{FAILED}\0{error.message}\0{error.hint}"
+    except MemoryError:
+        report = _OUT_OF_MEMORY
     except BaseException as e:  # noqa: BLE001  # whatever it was, the parent must hear of it
         report = f"{FAILED}\0hook: internal error: {type(e).__name__}: {e}\0please report it"
     finally:

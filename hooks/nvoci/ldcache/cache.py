@@ -30,6 +30,7 @@ _INDEX_MASK = 0xFFFFFFFF
 MAX_ENTRIES = 200_000
 MAX_STRINGS = 32 << 20  # in all, since many entries may name the same string
 MAX_STRING = 4096
+MAX_SIZE = 16 << 20  # of a file
 MAX_HWCAPS = 1024
 MAX_SECTIONS = 64
 GENERATOR = b"nvoci"  # how the generator of our caches begins
@@ -152,7 +153,7 @@ def encode(entries: Sequence[Entry], generator: bytes = b"") -> bytes:
     base = _NEW_HEADER + _NEW_ENTRY * len(entries)
     strings: list[bytes] = []
     table: list[bytes] = []
-    at = base
+    at, text = base, 0
     for e in entries:
         path, soname = e.unsafe_path, e.unsafe_soname
         strings.append(path)
@@ -163,6 +164,9 @@ def encode(entries: Sequence[Entry], generator: bytes = b"") -> bytes:
             key = end
             end += len(soname) + 1
         hwcap = e.hwcap if e.hwcaps_name is None else e.hwcap | index[e.hwcaps_name]
+        text += len(path) + len(soname)
+        if text > MAX_STRINGS:
+            break
         table.append(pack(NATIVE + _ENTRY, e.flags, key, at, e.osversion, hwcap))
         at = end
     places = []
@@ -170,13 +174,13 @@ def encode(entries: Sequence[Entry], generator: bytes = b"") -> bytes:
         strings.append(name)
         places.append(at)
         at += len(name) + 1
-    text = b"".join(s + b"\0" for s in strings)
-    if len(text) > MAX_STRINGS or len(entries) > MAX_ENTRIES or len(names) > MAX_HWCAPS:
+    if text > MAX_STRINGS or at > MAX_SIZE - (1 << 16) or len(entries) > MAX_ENTRIES or len(names) > MAX_HWCAPS:
         raise CacheError("more libraries than a cache takes")
     extension = at + -at % 4
     flags = _LITTLE_ENDIAN if NATIVE == "<" else _BIG_ENDIAN
-    head = pack(NATIVE + _HEADER, NEW_MAGIC, len(entries), len(text), flags, extension)
-    return b"".join((head, *table, text, bytes(extension - at), _sections(extension, generator, places)))
+    head = pack(NATIVE + _HEADER, NEW_MAGIC, len(entries), at - base, flags, extension)
+    text_of_all = (s + b"\0" for s in strings)
+    return b"".join((head, *table, *text_of_all, bytes(extension - at), _sections(extension, generator, places)))
 
 
 def _sections(start: int, generator: bytes, places: Iterable[int]) -> bytes:

@@ -7,18 +7,19 @@ file, or if it is the `.so` link for ld(1).
 
 Differences, all for the container's good: a soname that is no file name is refused; where something that is not the
 library has the soname's place, the cache names the file itself; what the image's cache has of directories outside of
-the configuration stays, at the end; the development links of injected libraries are made; the result is what ldconfig
-finds when it is run again (it lists a link that led nowhere before it ran only then).
+the configuration stays, at the end; in a directory that is mounted as a whole no link is made, the cache names the
+file; the development links of injected libraries are made; the result is what ldconfig finds when it is run again (it
+lists a link that led nowhere before it ran only then).
 """
 
 from __future__ import annotations
 
 import posix
-from _stat import S_ISLNK
+from _stat import S_ISLNK, S_ISREG
 from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 
-from nvoci.ldcache.cache import GENERATOR, HWCAP_EXTENSION, NATIVE, Cache, Entry
-from nvoci.ldcache.directory import Directory, Opener, open_directories
+from nvoci.ldcache.cache import HWCAP_EXTENSION, NATIVE, Cache, Entry
+from nvoci.ldcache.directory import MIN_SIZE, Directory, Opener, open_directories
 from nvoci.ldcache.library import Library
 from nvoci.ldcache.order import Order, libcmp_key
 from nvoci.linux.canonical import canonical, link_text
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _ABSENT = (ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG)
 _MAX_UNRESOLVED = 1024  # links that lead to no library, to be looked at again once others are made
 _MAX_OUTSIDE = 10_000  # lookups for cached entries of directories outside the configuration
+_MAX_LEFT_OUT = 1000
 _ROUNDS = 4
 _NOT_IN_NAMES = bytes(range(0x20)) + b"\x7f/"
 NOT_A_NAME = "its soname is no file name"
@@ -61,7 +63,7 @@ class _Candidate:
         self.is_link = is_link
         self.library = library
 
-    def key(self) -> tuple[bool, tuple[int, ...], bytes]:
+    def key(self) -> tuple[bool, bytes, bytes]:
         """The greatest wins: a file before a link, then the greater name."""
         return not self.is_link, libcmp_key(self.name), self.name
 
@@ -79,20 +81,26 @@ class Result:
 
 
 def is_name(name: bytes) -> bool:
-    """Whether `name` can be a file in a directory, and stands on one line."""
-    if not 0 < len(name) < 256 or name in (b".", b".."):
+    """Whether `name` can be a library's in a directory, and stands on one line: not hidden, and not one of ld.so's or
+    ldconfig's own files, whose place its link would take."""
+    if not 0 < len(name) < 256 or name[0] == 0x2E or name.endswith(b".conf") or name == b"ld.so.cache":
         return False
     return len(name.translate(None, _NOT_IN_NAMES)) == len(name)
 
 
 def compute(
-    rootfs: Rootfs, paths: Iterable[bytes], cache: Cache | None = None, development: Mapping[bytes, bytes] | None = None
+    rootfs: Rootfs,
+    paths: Iterable[bytes],
+    cache: Cache | None = None,
+    development: Mapping[bytes, bytes] | None = None,
+    forget: Iterable[bytes] = (),
 ) -> Result:
     """paths: directories in their order, as configured; missing ones are passed over. cache: the image's, whose entries
     are taken over where they hold; None computes everything. development: link for ld(1) by the soname of an injected
-    library, to be made if it is missing. Raises OSError: E2BIG beyond a limit, EIO and the like as they come."""
-    ours = cache is not None and cache.unsafe_generator.startswith(GENERATOR)
-    return _Computation(rootfs, paths, development or {}, ours).run(_usable(cache))
+    library, to be made if it is missing. forget: directories whose entries go unless they are in `paths`.
+
+    Raises OSError: E2BIG beyond a limit, EIO and the like as they come."""
+    return _Computation(rootfs, paths, development or {}).run(_usable(cache), frozenset(forget))
 
 
 def _usable(cache: Cache | None) -> list[Entry]:
@@ -101,10 +109,7 @@ def _usable(cache: Cache | None) -> list[Entry]:
 
 
 class _Computation:
-    def __init__(
-        self, rootfs: Rootfs, paths: Iterable[bytes], development: Mapping[bytes, bytes], ours: bool
-    ) -> None:
-        self.ours = ours
+    def __init__(self, rootfs: Rootfs, paths: Iterable[bytes], development: Mapping[bytes, bytes]) -> None:
         self.rootfs = rootfs
         self.development = development
         self.result = Result()
@@ -115,8 +120,8 @@ class _Computation:
         self.unresolved: list[tuple[Directory, bytes]] = []
         self.planned: dict[tuple[int, bytes], Library] = {}  # soname links to be made, by rank and name
 
-    def run(self, cached: Sequence[Entry]) -> Result:
-        sorter = _Sorter(self.rootfs, self.directories)
+    def run(self, cached: Sequence[Entry], forget: frozenset[bytes]) -> Result:
+        sorter = _Sorter(self.rootfs, self.directories, forget)
         groups, outside = sorter.group(cached)
         kept = set(outside)
         for d in self.directories:
@@ -130,14 +135,13 @@ class _Computation:
         explained: dict[bytes, Entry] = {}
         names: set[bytes] = set()
         if d.hwcaps_name is None:
-            explained, names = d.explained(cached, self.ours)
+            explained, names = d.explained(cached)
         candidates: dict[bytes, list[_Candidate]] = {}
         for name, is_link in d.names.items():
             if name not in names:
                 self._open(d, name, is_link, candidates)
+        self._open_incumbents(d, explained, names, candidates)
         for soname, found in candidates.items():
-            if explained.pop(soname, None) is not None:
-                self._open_incumbents(d, soname, names, found)
             self._settle(d, soname, found)
         kept.update(explained.values())
         self.listed[d.rank].update(explained)
@@ -154,20 +158,34 @@ class _Computation:
         if is_name(soname):
             candidates.setdefault(soname, []).append(_Candidate(name, counts_as_link, found))
         else:
-            self.result.left_out.append((d.path + b"/" + name, NOT_A_NAME))
+            self._note(d, name, NOT_A_NAME)
 
     def _leave_out(self, d: Directory, name: bytes, is_link: bool, why: str) -> None:
         if is_link and len(self.unresolved) < _MAX_UNRESOLVED:
             self.unresolved.append((d, name))
-        self.result.left_out.append((d.path + b"/" + name, why))
+        self._note(d, name, why)
 
-    def _open_incumbents(self, d: Directory, soname: bytes, names: set[bytes], found: list[_Candidate]) -> None:
-        """What the cache had for a soname that a new file claims, too: it has to be looked at now."""
-        for name in {soname, d.end_of(soname)}:
-            if name in names and name in d.names:
-                others: dict[bytes, list[_Candidate]] = {}
-                self._open(d, name, d.names[name], others)
-                found += others.get(soname, [])
+    def _note(self, d: Directory, name: bytes, why: str) -> None:
+        if len(self.result.left_out) < _MAX_LEFT_OUT:
+            self.result.left_out.append((d.path + b"/" + name, why))
+
+    def _open_incumbents(
+        self, d: Directory, explained: dict[bytes, Entry], names: set[bytes], candidates: dict[bytes, list[_Candidate]]
+    ) -> None:
+        """Open what the cache had for a soname that a new file claims, too: it has to be looked at now, and may turn
+        out to stand for yet another soname."""
+        todo = list(candidates)
+        while todo:
+            soname = todo.pop()
+            if explained.pop(soname, None) is None:
+                continue
+            for name in (soname, d.end_of(soname)):
+                if name is not None and name in names and name in d.names:
+                    names.discard(name)
+                    before = len(candidates)
+                    self._open(d, name, d.names[name], candidates)
+                    if len(candidates) > before:
+                        todo.append(next(reversed(candidates)))
 
     def _settle(self, d: Directory, soname: bytes, found: Sequence[_Candidate]) -> None:
         """Enter the one that wins, and plan its soname link."""
@@ -183,15 +201,20 @@ class _Computation:
             place = self._place_of(d, soname, name)
             if place == "taken" and (name in d.mounted or all(c.name != soname for c in found)):
                 path = d.path + b"/" + name
+            elif place == "free" and d.is_mounted:
+                path = d.path + b"/" + name  # nothing is written to what is somebody else's
             elif place == "free":
                 self.result.links.append(Link(path, name))
                 self.planned[d.rank, soname] = library
         self._enter(library, soname, path)
         link = self.development.get(soname)
         if link is not None and name in d.mounted and not self._is_there(d, link):
-            self.result.links.append(Link(d.path + b"/" + link, soname))
             self.listed[d.rank].add(link)
-            self._enter(library, link, d.path + b"/" + link)
+            if d.is_mounted:
+                self._enter(library, link, d.path + b"/" + name)
+            else:
+                self.result.links.append(Link(d.path + b"/" + link, soname))
+                self._enter(library, link, d.path + b"/" + link)
 
     def _enter(
         self, library: Library, soname: bytes, path: bytes, hwcap: int = 0, hwcaps_name: bytes | None = None
@@ -290,8 +313,9 @@ def _identity(rootfs: Rootfs, path: bytes) -> tuple[int, int]:
 class _Sorter:
     """Finds the directory of each cached entry, and the rank of every entry."""
 
-    def __init__(self, rootfs: Rootfs, directories: Sequence[Directory]) -> None:
+    def __init__(self, rootfs: Rootfs, directories: Sequence[Directory], forget: frozenset[bytes]) -> None:
         self.rootfs = rootfs
+        self.forget = forget
         self.ranks = {d.path: d.rank for d in directories}
         self.paths = [d.path for d in directories]
         self.by_identity = {d.dir.identity: d.rank for d in directories}
@@ -311,13 +335,22 @@ class _Sorter:
                 continue
             if rank is not None:
                 groups.setdefault(rank, []).append(e)
-            elif self._is_there(e.unsafe_path):
+            elif parent not in self.forget and self._is_there(e.unsafe_path):
                 outside.append(e)
         return groups, outside
 
     def _is_there(self, path: bytes) -> bool:
+        """Whether there is a file that may be a library."""
         self._left -= 1
-        return self._left >= 0 and path.startswith(b"/") and self.rootfs.exists(path)
+        if self._left < 0 or not path.startswith(b"/"):
+            return False
+        try:
+            st = self.rootfs.stat(path)
+        except OSError as e:
+            if e.errno not in _ABSENT:
+                raise
+            return False
+        return S_ISREG(st.st_mode) and st.st_size >= MIN_SIZE
 
     def _other(self, parent: bytes) -> int | None:
         if parent not in self.other:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from errno import E2BIG, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 
+from nvoci.linux.canonical import canonical, link_text
 from nvoci.linux.fd import read_at_most
-from nvoci.linux.pattern import match
+from nvoci.linux.pattern import is_pattern, match
 from nvoci.linux.rootfs import Budget
 
 TYPE_CHECKING = False
@@ -26,8 +27,9 @@ MAX_CONF = 1 << 20  # bytes of all files together
 MAX_LINES = 20_000  # of all files
 MAX_INCLUDES = 4096  # words behind `include`
 MAX_FILES = 1024
-MAX_DIRECTORIES = 4096
+MAX_DIRECTORIES = 16_384
 MAX_DEPTH = 64
+MAX_PATH = 1024  # longer ones are passed over
 _SPACE = b" \t\r\v\f"
 _ABSENT = (ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG)
 
@@ -74,7 +76,7 @@ class _Reader:
     def read(self, path: bytes, depth: int) -> None:
         data = self._content(path, depth)
         if data is None:
-            if depth or self.seen:
+            if depth or self.seen or not self._is_missing(path):
                 return
             data = DEFAULT
         if depth > MAX_DEPTH:
@@ -83,9 +85,9 @@ class _Reader:
         if self.lines < 0:
             raise OSError(E2BIG, f"more than {MAX_LINES} lines", path)
         for number, raw in enumerate(data.split(b"\n"), 1):
-            line = raw.partition(b"#")[0].strip(_SPACE)
+            line = raw.partition(b"#")[0].lstrip(_SPACE)
             if line.startswith((b"include ", b"include\t")):
-                patterns = line[8:].split(None, MAX_INCLUDES)
+                patterns = [p for p in line[8:].replace(b"\t", b" ").split(b" ", MAX_INCLUDES) if p]
                 self.includes -= len(patterns)
                 if self.includes < 0:
                     raise OSError(E2BIG, f"more than {MAX_INCLUDES} includes", path)
@@ -94,9 +96,20 @@ class _Reader:
             elif line.startswith(b"/") and b"\0" not in line:
                 self._add(line, path, number)
 
+    def _is_missing(self, path: bytes) -> bool:
+        """Whether not even a link that leads nowhere is there."""
+        try:
+            self.rootfs.lstat(path)
+        except OSError as e:
+            if e.errno not in _ABSENT:
+                raise
+            return True
+        return False
+
     def _add(self, line: bytes, path: bytes, number: int) -> None:
         directory = line.partition(b"=")[0].rstrip(_SPACE).rstrip(b"/") or b"/"
-        self.found.setdefault(directory, (path, number))
+        if len(directory) <= MAX_PATH:
+            self.found.setdefault(directory, (path, number))
         if len(self.found) > MAX_DIRECTORIES:
             raise OSError(E2BIG, f"more than {MAX_DIRECTORIES} directories", path)
 
@@ -128,15 +141,32 @@ class _Reader:
         if b"\0" in pattern:
             return
         for found in sorted({*self.rootfs.match(pattern, self.budget), *self._marks(pattern)}):
-            name = found.rpartition(b"/")[2]
-            if name in self.marks:
+            parent, _, name = found.rpartition(b"/")
+            if name in self.marks and self._is_folder(parent):
                 self.found.setdefault(mark(name), (path, 0))
             else:
                 self.read(found, depth + 1)
 
     def _marks(self, pattern: bytes) -> list[bytes]:
-        """The files yet to be written that an include names, by the spelling of their directory alone."""
-        parts = [part for part in pattern.split(b"/") if part]
-        if b"/".join(parts[:-1]) != CONF_FOLDER:
+        """The files yet to be written that an include names."""
+        head, _, last = pattern.rpartition(b"/")
+        names = [name for name in self.marks if match(last, name)]
+        if not names:
             return []
-        return [b"/" + CONF_FOLDER + b"/" + name for name in self.marks if match(parts[-1], name)]
+        parents = self.rootfs.match(head, self.budget) if is_pattern(head) else [head]
+        return [parent + b"/" + name for parent in parents if self._is_folder(parent) for name in names]
+
+    def _is_folder(self, path: bytes) -> bool:
+        """Whether it is /etc/ld.so.conf.d, by whatever name, be it missing."""
+        if path.strip(b"/") == CONF_FOLDER:
+            return True
+        found = self._canonical(path)
+        return found is not None and found == self._canonical(CONF_FOLDER)
+
+    def _canonical(self, path: bytes) -> bytes | None:
+        try:
+            return canonical(path, lambda p: link_text(self.rootfs, p))
+        except OSError as e:
+            if e.errno in _ABSENT:
+                return None
+            raise

@@ -3,20 +3,20 @@
 A name is *explained* if the cache has it, or has a link that leads to it: then a full ldconfig run read that very file
 when the image was made, and its answer is in the cache. Times are never asked: the runtime has just made its mount
 targets in these directories, and layers flatten times. What is mounted is never explained, nor is an empty file
-where an earlier start with a driver has left its mount targets.
+in the place of a driver's library: that is a mount target which an earlier start has left.
 """
 
 from __future__ import annotations
 
 import posix
 import sys
-from _stat import S_ISREG
+from _stat import S_ISLNK, S_ISREG
 from errno import E2BIG, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 
 from nvoci.ldcache.library import Library, NotALibraryError, examine
 from nvoci.linux import mountinfo, procfs
 from nvoci.linux.fd import Fd
-from nvoci.linux.rootfs import MAX_ENTRIES
+from nvoci.linux.rootfs import MAX_ENTRIES, is_pseudo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 _PREFIXES = ("lib", "ld-")  # ldconfig looks at lib*.so* and ld-*.so*
 _HWCAPS = "glibc-hwcaps"
+MAX_LISTED = 8192  # directories, those of glibc-hwcaps included
 MAX_OPENED = 100_000  # files of one computation
-_DRIVER = (b"libcuda.so", b"libnvidia-")  # any set of a driver's libraries has one of these
+_DRIVER = (b"libcuda", b"libnv")  # how a driver's libraries are named, beside those with `nvidia` in the name
 _MAX_CHAIN = 16
 _MAX_HWCAPS = 64  # subdirectories of one glibc-hwcaps
-_MIN_SIZE = 52  # of an ELF header of 32 bits
+MIN_SIZE = 52  # of an ELF header of 32 bits
 _ABSENT = (ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG)
 _HANDLE = posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC
 
@@ -39,6 +40,15 @@ _HANDLE = posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC
 def _is_temporary(name: str) -> bool:
     """Whether prelink has left it: NAME.#prelink# or NAME.#prelink#.XXXXXX."""
     return name.endswith(".#prelink#") or name[-17:-6] == ".#prelink#."
+
+
+def _is_drivers(soname: bytes) -> bool:
+    return soname.startswith(_DRIVER) or b"nvidia" in soname
+
+
+def _plain(text: bytes) -> bytes:
+    """A link's text where it is a mere name, else nothing: 100,000 texts of 4 KiB are not to be kept."""
+    return text if len(text) < 256 and b"/" not in text else b""
 
 
 class Mounted:
@@ -54,15 +64,16 @@ class Mounted:
             parent, _, name = target.rpartition(b"/")
             self._names.setdefault(parent or b"/", set()).add(name)
 
-    def names(self, fd: int, listed: Iterable[bytes]) -> set[bytes]:
-        """Those of the names in the directory that `fd` refers to which are mount points; all, if it is mounted."""
+    def names(self, fd: int) -> set[bytes] | None:
+        """The names in the directory that `fd` refers to which are mount points; None where it is mounted itself, or
+        lies in what is."""
         path = procfs.name_of(fd)
         above = path
         while len(above) > len(self._root):
             if above in self._targets:
-                return set(listed)
+                return None
             above = above.rpartition(b"/")[0]
-        return self._names.get(path, set()).intersection(listed)
+        return self._names.get(path, set())
 
 
 class Opener:
@@ -100,9 +111,9 @@ class Opener:
 
     def _examine(self, handle: Fd, path: bytes, with_isa_level: bool) -> Library | str:
         st = handle.stat()
-        if not S_ISREG(st.st_mode):
+        if not S_ISREG(st.st_mode) or is_pseudo(handle.fileno()):
             return "not a regular file"
-        if st.st_size < _MIN_SIZE:
+        if st.st_size < MIN_SIZE:
             return "too short for an ELF file"
         key = (st.st_dev, st.st_ino, with_isa_level)
         known = self._known.get(key)
@@ -120,16 +131,20 @@ class Opener:
 def _read(handle: Fd, with_isa_level: bool) -> Library | str:
     try:
         with Fd(procfs.reopen(handle.fileno(), posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY)) as file:
-            return examine(file.fileno(), with_isa_level)
+            found = examine(file.fileno(), with_isa_level)
+            if found.unsafe_soname is not None and len(found.unsafe_soname) > 255:
+                found.unsafe_soname = b""  # no file name either, and short
+            return found
     except NotALibraryError as e:
         return str(e)
 
 
 class Directory:
     """path: as the cache is to spell it. names: library name -> whether it is a link. mounted: those that are mount
-    points. hwcaps_name: of a subdirectory of glibc-hwcaps. has_hwcaps: whether there is a glibc-hwcaps in it."""
+    points; is_mounted: all of it is. hwcaps_name: of a subdirectory of glibc-hwcaps. has_hwcaps: whether there is a
+    glibc-hwcaps in it."""
 
-    __slots__ = ("dir", "has_hwcaps", "hwcaps_name", "mounted", "names", "path", "rank", "texts")
+    __slots__ = ("dir", "has_hwcaps", "hwcaps_name", "is_mounted", "mounted", "names", "path", "rank", "texts")
 
     def __init__(self, where: Dir, path: bytes, rank: int, hwcaps_name: bytes | None, mounted: Mounted) -> None:
         self.dir = where
@@ -142,7 +157,9 @@ class Directory:
         fd = procfs.reopen(where.fileno(), posix.O_RDONLY | posix.O_DIRECTORY)
         try:
             self._list(fd)
-            self.mounted = mounted.names(fd, self.names)
+            names = mounted.names(fd)
+            self.is_mounted = names is None
+            self.mounted = set(self.names) if names is None else names.intersection(self.names)
         finally:
             posix.close(fd)
 
@@ -153,6 +170,8 @@ class Directory:
         with posix.scandir(fd) as entries:
             for entry in entries:
                 left -= 1
+                if left < 0:
+                    raise OSError(E2BIG, f"more than {MAX_ENTRIES} entries", self.path)
                 name = entry.name
                 if name[:3] not in _PREFIXES or ".so" not in name:
                     if name == _HWCAPS:
@@ -162,15 +181,14 @@ class Directory:
                         names[name.encode(encoding, errors)] = True
                     elif entry.is_file(follow_symlinks=False):
                         names[name.encode(encoding, errors)] = False
-        if left < 0:
-            raise OSError(E2BIG, f"more than {MAX_ENTRIES} entries", self.path)
 
     def text(self, name: bytes) -> bytes:
-        """What a link of this directory says; empty where it is gone, or is no link any more."""
+        """What a link of this directory says, if that is a name in it; empty where it is not, or where it is gone, or
+        no link any more."""
         text = self.texts.get(name)
         if text is None:
             try:
-                text = posix.readlink(name, dir_fd=self.dir.fileno())
+                text = _plain(posix.readlink(name, dir_fd=self.dir.fileno()))
             except OSError as e:
                 if e.errno not in (*_ABSENT, EINVAL):
                     raise OSError(e.errno, e.strerror, self.path + b"/" + name) from None
@@ -195,20 +213,17 @@ class Directory:
             name = self.text(name)
         return None
 
-    def explained(self, cached: Sequence[Entry], ours: bool) -> tuple[dict[bytes, Entry], set[bytes]]:
-        """(entries by soname that hold as they are, names that need not be opened). ours: we wrote this cache."""
+    def explained(self, cached: Sequence[Entry]) -> tuple[dict[bytes, Entry], set[bytes]]:
+        """(entries by soname that hold as they are, names that need not be opened)."""
         kept: dict[bytes, Entry] = {}
         names: set[bytes] = set()
-        # A start that is over leaves its mount targets as empty files: where the cache is one of ours, or names a
-        # driver's libraries. Elsewhere no size is asked for: that is half of what a large image costs.
-        left_behind = ours or any(entry.unsafe_soname.startswith(_DRIVER) for entry in cached)
         here, listed, mounted = self.dir.fileno(), self.names, self.mounted
         for entry in cached:
             name = entry.unsafe_soname
             is_link, end = listed.get(name), None
             if is_link:
                 try:
-                    end = self.texts[name] = posix.readlink(name, dir_fd=here)
+                    end = self.texts[name] = _plain(posix.readlink(name, dir_fd=here))
                 except OSError:
                     pass  # `text` knows what it means
                 if end is None or listed.get(end) is not False or end in mounted:
@@ -217,7 +232,9 @@ class Directory:
                 end = name
             if end is None or entry.hwcap or not entry.unsafe_path.endswith(b"/" + name):
                 continue
-            if not left_behind or end in names or self._size(end) >= _MIN_SIZE:
+            # A start that is over leaves its mount targets as empty files. Of other names no size is asked for: that
+            # would be half of what a large image costs.
+            if not _is_drivers(name) or end in names or self._size(end) >= MIN_SIZE:
                 kept[name] = entry
                 names.add(name)
                 if name[-3:] != b".so":  # such a link may be one for ld(1) only: its file has another soname
@@ -233,6 +250,13 @@ class Directory:
             raise OSError(e.errno, e.strerror, self.path + b"/" + name) from None
 
 
+def _is_link(rootfs: Rootfs, path: bytes) -> bool:
+    try:
+        return S_ISLNK(rootfs.lstat(path).st_mode)
+    except OSError:
+        return True
+
+
 def open_directories(
     rootfs: Rootfs, paths: Iterable[bytes], left_out: list[tuple[bytes, str]]
 ) -> list[Directory]:
@@ -240,6 +264,7 @@ def open_directories(
     one is not among them."""
     found: list[Directory] = []
     seen: set[tuple[int, int]] = set()
+    hwcaps: set[tuple[int, int]] = set()
     mounted = Mounted(rootfs)
 
     def add(path: bytes, hwcaps_name: bytes | None) -> Directory | None:
@@ -256,6 +281,8 @@ def open_directories(
             left_out.append((path, "no such directory"))
             return None
         found.append(d)
+        if len(found) > MAX_LISTED:
+            raise OSError(E2BIG, f"more than {MAX_LISTED} directories", path)
         return d
 
     for path in dict.fromkeys(path.rstrip(b"/") for path in paths):
@@ -263,11 +290,14 @@ def open_directories(
         if d is not None and d.has_hwcaps:
             top = d.path + b"/" + _HWCAPS.encode()
             try:
-                names = rootfs.list(top, _MAX_HWCAPS)
+                identity = rootfs.dir(top).identity
+                names = [] if identity in hwcaps else rootfs.list(top, _MAX_HWCAPS)
+                hwcaps.add(identity)
             except OSError as e:
                 if e.errno not in _ABSENT:
                     raise
                 continue
-            for name in sorted(names):
-                add(top + b"/" + name, name)
+            for name in sorted(names, key=lambda name: (_is_link(rootfs, top + b"/" + name), name)):
+                if not name.startswith(b".") and b":" not in name:  # which ld.so cannot name
+                    add(top + b"/" + name, name)
     return found

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 PATH = f"etc/ld-musl-{abi.MACHINE}.path".encode()
 DEFAULT = b"/lib\n/usr/local/lib\n/usr/lib\n"
+MAX_NOTED = 256  # a start adds a handful; what is forged is to cost no more
 _NOTE = b"# added to /" + PATH + b": "
 
 
@@ -47,4 +48,4 @@ def note(added: Iterable[bytes]) -> bytes:
 
 def noted(drop_in: bytes) -> list[bytes]:
     """The directories of `note` in a drop-in."""
-    return [line[len(_NOTE) :] for line in drop_in.split(b"\n") if line.startswith(_NOTE)]
+    return [line[len(_NOTE) :] for line in drop_in.split(b"\n") if line.startswith(_NOTE)][:MAX_NOTED]

@@ -14,34 +14,35 @@ if TYPE_CHECKING:
 
     from nvoci.ldcache.cache import Entry
 
-    Key = tuple[tuple[int, ...], int, bool, bytes, int, int]
+    Key = tuple[bytes, int, bool, bytes, int, int]
 
-_NUMBER = 1 << 40  # above every byte: a digit is greater than any other character
-_SIGNED_CHAR = abi.MACHINE == "x86_64"
+_NUMBER = b"\xff"  # above every other character; the place of the digits among those is free
+_SIGNED_CHAR = 0x80 if abi.MACHINE == "x86_64" else 0
+_CHARACTERS = bytes(
+    (c ^ _SIGNED_CHAR) - (10 if c > 0x39 and (c < 0x80 or not _SIGNED_CHAR) else 0) for c in range(256)
+)
+_INVERSE = bytes(range(255, -1, -1))
 # Digits above all other bytes: enough to tell most neighbours apart without looking at each character.
+_FIRST_DIGIT = 0xF6
 _DIGITS_LAST = bytes(range(0x30)) + bytes(range(0xF6, 0x100)) + bytes(range(0x3A, 0xF6)) + bytes(range(0x30, 0x3A))
 
 
-def libcmp_key(name: bytes) -> tuple[int, ...]:
+def libcmp_key(name: bytes) -> bytes:
     """What sorts as _dl_cache_libcmp() does, ascending. Numbers wrap at 32 bits, as its `int` does."""
-    out: list[int] = []
+    out = bytearray()
     number = -1
     for c in name:
         if 0x30 <= c <= 0x39:
             number = c - 0x30 if number < 0 else (number * 10 + c - 0x30) & 0xFFFFFFFF
             continue
         if number >= 0:
-            out.append(_number(number))
+            out += _NUMBER + ((number + (1 << 31)) & 0xFFFFFFFF).to_bytes(4, "big")
             number = -1
-        out.append(c - 256 if _SIGNED_CHAR and c >= 0x80 else c)
+        out.append(_CHARACTERS[c])
     if number >= 0:
-        out.append(_number(number))
-    out.append(0)
-    return tuple(out)
-
-
-def _number(value: int) -> int:
-    return _NUMBER + (value - (1 << 32) if value >= 1 << 31 else value)
+        out += _NUMBER + ((number + (1 << 31)) & 0xFFFFFFFF).to_bytes(4, "big")
+    out.append(_CHARACTERS[0])
+    return bytes(out)
 
 
 class Order:
@@ -51,16 +52,16 @@ class Order:
 
     def __init__(self, rank: Callable[[Entry], int]) -> None:
         self._rank = rank
-        self._names: dict[bytes, tuple[int, ...]] = {}
+        self._names: dict[bytes, bytes] = {}
 
     def key(self, e: Entry) -> Key:
         """What sorts as the cache is sorted."""
         return (self._name(e), *self._rest(e))
 
-    def _name(self, e: Entry) -> tuple[int, ...]:
+    def _name(self, e: Entry) -> bytes:
         name = self._names.get(e.unsafe_soname)
         if name is None:
-            name = self._names[e.unsafe_soname] = tuple(-x for x in libcmp_key(e.unsafe_soname))
+            name = self._names[e.unsafe_soname] = libcmp_key(e.unsafe_soname).translate(_INVERSE)
         return name
 
     def _rest(self, e: Entry) -> tuple[int, bool, bytes, int, int]:
@@ -92,8 +93,8 @@ class Order:
     def _is_ordered(self, entries: list[Entry]) -> bool:
         names = [e.unsafe_soname.translate(_DIGITS_LAST) for e in entries]
         for i in range(1, len(entries)):
-            if names[i - 1] > names[i]:
-                continue  # or they differ in the length of a number, which ldconfig would not have written so
+            if names[i - 1] > names[i] and not _differ_in_a_number(names[i - 1], names[i]):
+                continue
             before, after = entries[i - 1], entries[i]
             if before.unsafe_soname == after.unsafe_soname:
                 if self._rest(before) > self._rest(after):
@@ -101,3 +102,11 @@ class Order:
             elif self.key(before) > self.key(after):
                 return False
         return True
+
+
+def _differ_in_a_number(a: bytes, b: bytes) -> bool:
+    """Whether two translated names first differ at a digit of both: then the length of the numbers may decide."""
+    size = max(len(a), len(b))
+    differing = int.from_bytes(a.ljust(size, b"\0"), "big") ^ int.from_bytes(b.ljust(size, b"\0"), "big")
+    at = size - (differing.bit_length() + 7) // 8
+    return at < len(b) and a[at] >= _FIRST_DIGIT and b[at] >= _FIRST_DIGIT

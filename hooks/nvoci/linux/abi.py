@@ -173,3 +173,10 @@ STATX_ATTR_MOUNT_ROOT = 0x2000
 CLOCK_MONOTONIC = 1
 SIGEV_SIGNAL = 0
 SIGKILL = 9
+
+# statfs(2), f_type of file systems that hold no files of an image: reading one of them acts on, or tells of, the host.
+PSEUDO_FS = frozenset((
+    PROC_SUPER_MAGIC, 0x62656572, 0x64626720, 0x74726163, 0x73636673, 0x27E0EB, 0x63677270, 0x62656570, 0xDE5E81E4,
+    0x6165676C, 0xCAFE4A11, 0xF97CFF8C, 0x7655821, 0x42494E4D, 0x6E736673, 0x19800202, 0x1CD1, 0x50494446,
+))  # proc, sysfs, debugfs, tracefs, securityfs, cgroup, cgroup2, configfs, efivarfs, pstore, bpf, selinux, resctrl,
+# binfmt_misc, nsfs, mqueue, devpts, pidfs

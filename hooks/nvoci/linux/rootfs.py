@@ -13,10 +13,11 @@ from _stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
 from errno import E2BIG, EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENOTEMPTY, ESTALE
 
 from nvoci.errors import HookError, hook_error
-from nvoci.linux import procfs
+from nvoci.linux import abi, procfs
 from nvoci.linux.fd import Fd, read_at_most
 from nvoci.linux.lookup import PATH_MAX, lookup
 from nvoci.linux.pattern import is_pattern, match
+from nvoci.linux.syscalls import fstatfs_type
 
 MAX_HANDLES = 64
 MAX_ENTRIES = 1_000_000
@@ -37,10 +38,16 @@ def split(unsafe_path: bytes) -> tuple[bytes, bytes]:
     return directory, name
 
 
-def _open_regular(handle: Fd, unsafe_path: bytes) -> Fd:
+def is_pseudo(fd: int) -> bool:
+    """Whether `fd` lies on a file system of the kernel's own, whose regular files are none: reading /proc/kmsg takes
+    the host's messages away."""
+    return fstatfs_type(fd) in abi.PSEUDO_FS
+
+
+def _open_regular(handle: Fd, unsafe_path: bytes, pseudo: bool = False) -> Fd:
     """What an O_PATH handle refers to, open for reading, if it is a regular file: the type comes before the open."""
     mode = handle.stat().st_mode
-    if not S_ISREG(mode):
+    if not S_ISREG(mode) or (not pseudo and is_pseudo(handle.fileno())):
         raise OSError(EISDIR if S_ISDIR(mode) else EINVAL, "not a regular file", unsafe_path)
     return Fd(procfs.reopen(handle.fileno(), posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY))
 
@@ -122,9 +129,10 @@ class Made:
 
 
 class Rootfs:
-    """A container's root directory, opened once."""
+    """A container's root directory, opened once. pseudo: whether files of procfs and its like count as regular."""
 
     __slots__ = ("_dirs", "_fd", "_open", "name")
+    pseudo = False
 
     def __init__(self, fd: Fd, name: str) -> None:
         self._fd = fd
@@ -199,7 +207,7 @@ class Rootfs:
         """A regular file, open for reading. The type is checked on the handle before anything is opened for I/O, so
         a FIFO, device or socket is never touched: EISDIR or EINVAL."""
         with self.lookup(unsafe_path, flags) as handle:
-            return _open_regular(handle, unsafe_path)
+            return _open_regular(handle, unsafe_path, self.pseudo)
 
     def read_file(self, unsafe_path: bytes, limit: int) -> bytes:
         """The whole of a regular file of at most `limit` bytes; EFBIG beyond."""

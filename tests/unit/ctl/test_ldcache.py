@@ -214,7 +214,7 @@ def test_folders_are_searched_as_by_update_ldcache(nvoci: Invoke, root: Path) ->
 CACHE = "etc/ld.so.cache"
 DEEP = "".join(f"file etc/{i} include /etc/{i + 1}\n" for i in range(200)) + "file etc/ld.so.conf include /etc/0"
 BAD: dict[str, tuple[str, str]] = {
-    "fifo": (f"fifo {CACHE}", "read cache ROOT/etc/ld.so.cache: EINVAL (it must be a regular file of at most 64 MiB)"),
+    "fifo": (f"fifo {CACHE}", "read cache ROOT/etc/ld.so.cache: EINVAL (it must be a regular file of at most 16 MiB)"),
     "directory": (f"dir {CACHE}", "read cache ROOT/etc/ld.so.cache: EISDIR (it must be a regular file"),
     "1 GiB": (f"sparse {CACHE} 1G", "read cache ROOT/etc/ld.so.cache: EFBIG (it must be a regular file"),
     "text": (f"file {CACHE} hello", "read cache ROOT/etc/ld.so.cache: malformed: truncated (5 bytes) ("),

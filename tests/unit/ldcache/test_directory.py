@@ -113,9 +113,9 @@ EXPLAINED: dict[str, tuple[list[Entry], set[bytes], set[bytes]]] = {
     ),
     "a file": ([entry("libb.so.1")], {b"libb.so.1"}, {b"libb.so.1"}),
     "gone": ([entry("libz.so.1")], set(), set()),
-    "empty": ([entry("libempty.so.1")], set(), set()),
-    "a link to an empty one": ([entry("libe.so.1")], set(), set()),
-    "51 bytes": ([entry("libshort.so.1")], set(), set()),
+    "empty": ([entry("libnvempty.so.1")], set(), set()),
+    "a link to an empty one": ([entry("libnve.so.1")], set(), set()),
+    "51 bytes": ([entry("libnvshort.so.1")], set(), set()),
     "a directory": ([entry("libdir.so.1")], set(), set()),
     "leaves the directory": ([entry("libout.so.1")], set(), set()),
     "another path": ([entry("libb.so.1", "/lib/libb.so.2")], set(), set()),
@@ -126,8 +126,8 @@ EXPLAINED: dict[str, tuple[list[Entry], set[bytes], set[bytes]]] = {
 TREE = """
 symlink lib/liba.so liba.so.1
 symlink lib/liba.so.1 liba.so.1.2
-file lib/libempty.so.1
-symlink lib/libe.so.1 libempty.so.1
+file lib/libnvempty.so.1
+symlink lib/libnve.so.1 libnvempty.so.1
 dir lib/libdir.so.1
 symlink lib/libout.so.1 ../o/libout.so.1
 """
@@ -135,7 +135,7 @@ symlink lib/libout.so.1 ../o/libout.so.1
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    tree(tmp_path, TREE + "file lib/libshort.so.1 " + "x" * 51)
+    tree(tmp_path, TREE + "file lib/libnvshort.so.1 " + "x" * 51)
     for path in ("lib/liba.so.1.2", "lib/libb.so.1", "o/libout.so.1"):
         library(tmp_path, path)
     return tmp_path
@@ -145,7 +145,7 @@ def root(tmp_path: Path) -> Path:
 def test_what_a_cached_entry_explains(root: Path, shape: str) -> None:
     cached, sonames, names = EXPLAINED[shape]
     (found,) = look(root)
-    kept, explained = found.explained(cached, True)
+    kept, explained = found.explained(cached)
     assert (set(kept), explained) == (sonames, names)
     assert all(kept[e.unsafe_soname] is e for e in cached if e.unsafe_soname in kept)
 
@@ -156,7 +156,7 @@ def test_a_mount_point_is_not_explained_and_neither_is_a_link_to_it(root: Path) 
         source, target = (os.fsencode(root / name) for name in ("lib/libb.so.1", "lib/liba.so.1.2"))
         syscalls.mount(source, target, None, 0x1000)  # MS_BIND
         (found,) = look(root)
-        kept, _ = found.explained([entry("liba.so.1"), entry("libb.so.1")], True)
+        kept, _ = found.explained([entry("liba.so.1"), entry("libb.so.1")])
         return found.mounted, set(kept)
 
     assert isolated(body) == ({b"liba.so.1.2"}, {b"libb.so.1"})
