@@ -48,8 +48,10 @@ posix._exit(inventory.use(sources, sys.exit, lambda found: len(found.gpus), path
 }  # fmt: skip
 _MAKE = _HEAD + _PLACE + """
 from nvoci.discover import fingerprint, inventory
+from nvoci.discover.fingerprint import Sources
 with look.look(place) as seen:
-    inventory.store(inventory.Inventory(fingerprint.take(place.sources()), seen.found), path)
+    sources = Sources(root, proc=root + "/proc", watch=place.sources().watch)
+    inventory.store(inventory.Inventory(fingerprint.take(sources), seen.found), path)
 print(*place.sources().watch, sep="\\n")
 """  # fmt: skip
 _LOOP = _HEAD + _SOURCES + f"""

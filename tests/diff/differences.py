@@ -132,8 +132,13 @@ def _insert(lines: list[Line], more: Sequence[Line]) -> list[Line]:
 
 def _keep_outside(lines: list[Line], verdict: Verdict, case: Case) -> list[Line]:
     searched = {_identity(case.root, d) for d in verdict.searched if not _is_legacy(d)}
-    kept = [e for e in case.before if _identity(case.root, e.directory) not in searched and case.exists(e.path)]
+    kept = [e for e in case.before if _identity(case.root, e.directory) not in searched and _may_be_elf(case, e.path)]
     return _insert(lines, kept)
+
+
+def _may_be_elf(case: Case, path: str) -> bool:
+    """Whether there is a file that is no empty mount target of an earlier start."""
+    return case.exists(path) and inside(case.root, path).stat().st_size >= 52
 
 
 def _identity(root: Path, directory: str) -> tuple[int, int] | str:

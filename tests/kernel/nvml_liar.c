@@ -1,5 +1,5 @@
-/* A libnvidia-ml.so.1 that misbehaves as a test says: with -DON_LOAD=…, -DON_INIT=…, -DON_UUID=… (C statements; `index`
- * is the GPU there), or with other answers. Functions that are not here are not there, which has an error of its own.
+/* A libnvidia-ml.so.1 that misbehaves as a test says: with -DON_LOAD=…, -DON_INIT=…, -DON_UUID=…, -DON_SHUTDOWN=… (C
+ * statements; `index` is the GPU in the third), or with other answers. Functions that are not here are not there, which has an error of its own.
  */
 
 #define _GNU_SOURCE
@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -23,6 +24,9 @@
 #endif
 #ifndef ON_UUID
 #define ON_UUID
+#endif
+#ifndef ON_SHUTDOWN
+#define ON_SHUTDOWN
 #endif
 #ifndef COUNT
 #define COUNT 2
@@ -66,8 +70,28 @@ static const char *who(void) {
     return text;
 }
 
+/* A process that is in no session and no group of ours. */
+static void daemon_of_its_own(const char *name) {
+    if (fork()) return;
+    setsid();
+    if (fork()) _exit(0);
+    prctl(PR_SET_NAME, name, 0, 0, 0);
+    for (int fd = 0; fd < 16; fd++) close(fd);
+    for (;;) pause();
+}
+
+/* Whether more than `most` bytes can be written into the file open as `fd`. */
+static int can_write(int fd, int most) {
+    static char text[4096];
+    for (int wrote = 0; wrote <= most; wrote += (int)sizeof text)
+        if (pwrite(fd, text, sizeof text, wrote) != (ssize_t)sizeof text) return 0;
+    return 1;
+}
+
 __attribute__((constructor)) static void loaded(void) {
     (void)who;
+    (void)daemon_of_its_own;
+    (void)can_write;
     ON_LOAD;
 }
 
@@ -83,6 +107,7 @@ int nvmlInitWithFlags(unsigned flags) {
 }
 
 int nvmlShutdown(void) {
+    ON_SHUTDOWN;
     return SUCCESS;
 }
 

@@ -1,175 +1,21 @@
-"""The process that loads NVML, with a library that hangs, crashes, prints, lies, or looks around."""
+"""The process that loads NVML, with a library that hangs, crashes, prints, or lies."""
 
 from __future__ import annotations
 
-import os
-import posix
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from lib import proc, session
+from kernel.nvmlliar import NAME, alive, ask, error, library, marks, nothing_left
 from unit.discover.nodetree import UUID
 
-from nvoci.discover import _nvml_process, nvml
-from nvoci.discover.nvml import NvmlAnswer
+from nvoci.discover import nvml
 from nvoci.errors import HookError
-from nvoci.linux import procfs
 
-SOURCE = Path(__file__).with_name("nvml_liar.c")
-NAME = "libnvidia-ml.so.1"
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.skipif(os.geteuid() != 0, reason="dropping privileges needs root"),
-    pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc: apt-get install gcc libc6-dev"),
-]
-_made: dict[tuple[str, ...], Path] = {}
-
-
-def library(*defines: str, soname: str = NAME) -> str:
-    """A library that does as told, made once."""
-    key = (soname, *defines)
-    if key not in _made:
-        out = session.new_dir("nvml") / "libnvidia-ml.so.550.163.01"
-        flags = ["-shared", "-fPIC", "-Wall", "-Werror", "-Wno-misleading-indentation", f"-Wl,-soname,{soname}"]
-        subprocess.run(["gcc", *flags, *(f"-D{d}" for d in defines), "-o", out, SOURCE], check=True, timeout=60)
-        out.with_name(NAME).symlink_to(out.name)
-        _made[key] = out
-    return str(_made[key])
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """No child, no descriptor."""
-    proc.become_subreaper()
-    procfs.handle()  # stays open
-    known, fds = set(proc.children()), len(os.listdir("/proc/self/fd"))
-    yield
-    assert proc.kill_survivors(known) == []
-    assert len(os.listdir("/proc/self/fd")) == fds
-
-
-def error(*defines: str, seconds: float = 10.0, wanted: Sequence[str] = (), soname: str = NAME) -> str:
-    """The one line that comes of it, and quickly."""
-    path = library(*defines, soname=soname)
-    start = time.monotonic()
-    with pytest.raises(HookError) as caught:
-        nvml.query(path, seconds=seconds, wanted=wanted)
-    assert time.monotonic() - start < seconds + 2
-    line = caught.value.line()
-    assert "\n" not in line
-    assert caught.value.hint
-    return line
-
-
-def ask(*defines: str, wanted: Sequence[str] = ()) -> NvmlAnswer:
-    return nvml.query(library(*defines), wanted=wanted)
-
-
-# -- confined ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_library_is_nobody_and_may_nothing() -> None:
-    told = ask("NAME=who()").gpus[0].name.split()
-    assert told[:2] == ["u65534,65534,65534", "g65534,65534,65534"]
-    assert told[2:] == ["n0", "p1", "s9", "d0", "c0", "f5", "t1"]  # groups, no_new_privs, SIGKILL, dumpable, core, fds
-
-
-def test_a_configured_user_is_used() -> None:
-    told = nvml.query(library("NAME=who()"), user=(1234, 4321)).gpus[0].name
-    assert told.startswith("u1234,1234,1234 g4321,4321,4321 n0 p1 s9")
-
-
-def test_root_as_the_configured_user_has_no_capability() -> None:
-    tries = 'ON_INIT=answer = !setuid(1) || !chroot("/") ? 999 : 0'
-    told = nvml.query(library(tries, "NAME=who()"), user=(0, 0)).gpus[0].name
-    assert told.startswith("u0,0,0 g0,0,0 n0 p1 s9")
-
-
-OTHERS = {
-    "another user": (["setpriv", "--reuid=1234", "--clear-groups"], "u1234,1234,1234 g0,0,0 n0 p1 s9"),
-    "a user namespace that maps root alone": (["unshare", "--user", "--map-root-user"], "u0,0,0 g0,0,0 n0 p1 s9"),
-}
-
-
-@pytest.mark.parametrize("case", OTHERS)
-def test_who_cannot_become_nobody_asks_as_who_they_are(case: str) -> None:
-    prefix, told = OTHERS[case]
-    places = [Path(sys.executable), *(Path(p) for p in _nvml_process.python_path())]
-    if not all(parent.stat().st_mode & 0o001 for place in places for parent in place.parents):
-        pytest.skip("other users cannot read this checkout")
-    script = (
-        "import sys; sys.path[:0] = sys.argv[1:3]; from nvoci.discover import nvml\n"
-        "print(nvml.query(sys.argv[3]).gpus[0].name)\n"
-    )
-    argv = [*prefix, sys.executable, "-BISc", script, *_nvml_process.python_path(), library("NAME=who()")]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
-    if "unshare failed" in done.stderr:
-        pytest.skip(f"no user namespaces here: {done.stderr.strip()}")
-    assert done.stdout.startswith(told), done.stderr
-
-
-def test_the_groups_of_device_nodes_are_kept(tmp_path: Path) -> None:
-    for name, mode, gid in (("nvidiactl", 0o660, 44), ("nvidia0", 0o666, 45), ("nvidia1", 0o640, 46),
-                            ("nvidia-uvm", 0o660, 47), ("nvidia2", 0o660, 44)):  # fmt: skip
-        os.mknod(tmp_path / name, 0o020000)
-        os.chown(tmp_path / name, 0, gid)
-        os.chmod(tmp_path / name, mode)
-    (tmp_path / "nvidia3").touch()
-    os.chown(tmp_path / "nvidia3", 0, 48)
-    assert nvml.node_groups(str(tmp_path)) == [44]
-    assert nvml.node_groups(str(tmp_path / "none")) == []
-
-
-def test_those_groups_reach_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvml, "node_groups", lambda: [44, 45])
-    assert " n2 p1 " in ask("NAME=who()").gpus[0].name
-
-
-def test_nothing_of_ours_is_inherited() -> None:
-    leaked = os.open("/dev/null", os.O_RDONLY)
-    os.set_inheritable(leaked, True)
-    high = os.dup2(leaked, 900, inheritable=True)
-    try:
-        assert ask("NAME=who()").gpus[0].name.split()[-2] == "f5"
-        environ = 'ON_INIT=answer = getenv("HOME") || getenv("LD_LIBRARY_PATH") || getenv("PYTHONPATH") ? 999 : 0'
-        assert ask(environ).count == 2
-    finally:
-        os.close(leaked)
-        os.close(high)
-
-
-def test_it_dies_with_its_parent() -> None:
-    path = library("ON_INIT=for (;;) pause()")
-    script = (
-        "import sys, os, time; sys.path[:0] = sys.argv[1:3]\n"
-        "from nvoci.discover import nvml\n"
-        "q = nvml.Question(sys.argv[3], seconds=60)\n"
-        "time.sleep(0.5); print(q._process._pid, flush=True); os.kill(os.getpid(), 9)\n"
-    )
-    hooks, vendor = _nvml_process.python_path()
-    argv = [sys.executable, "-c", script, hooks, vendor, path]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
-    assert done.returncode == -9
-    pid = int(done.stdout)
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and _alive(pid):
-        time.sleep(0.01)
-    assert not _alive(pid)
-
-
-def _alive(pid: int) -> bool:
-    """Running; as an orphan it is ours to reap."""
-    try:
-        if posix.waitpid(pid, posix.WNOHANG)[0] == pid:
-            return False
-    except ChildProcessError:
-        pass
-    return os.path.exists(f"/proc/{pid}")
+pytestmark = marks
+__all__ = ["nothing_left"]
 
 
 # -- hangs, crashes, ends ---------------------------------------------------------------------------------------------
@@ -235,11 +81,25 @@ def test_who_it_leaves_behind_does_not_hold_us_up() -> None:
     assert time.monotonic() - start < 5
 
 
+SYSTEM = r'{\"system\": {\"driver_version\": \"550.1\", \"count\": 0}}\n{\"end\": true}\n'
+AFTER = {
+    "hangs": "for (;;) pause()",
+    "crashes": "*(volatile int *)8 = 0",
+}
+
+
+@pytest.mark.parametrize("case", AFTER)
+def test_an_answer_that_is_complete_counts_whatever_follows(case: str) -> None:
+    assert len(ask(f"ON_SHUTDOWN={AFTER[case]}").gpus) == 2
+    said = f'ON_INIT=const char s[] = "{SYSTEM}"; if (write(3, s, sizeof s - 1) > 0) {AFTER[case]}'
+    assert nvml.query(library(said), seconds=1).driver_version == "550.1"
+
+
 def test_given_up_it_is_killed() -> None:
     with nvml.Question(library("ON_INIT=for (;;) pause()")) as question:
         pid = question._process._pid
-        assert _alive(pid)
-    assert not _alive(pid)
+        assert alive(pid)
+    assert not alive(pid)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -274,6 +134,8 @@ def test_a_lost_gpu_is_reported_and_left_out() -> None:
 WANTED = {
     "all": False, "0": False, "2": False, UUID.format(0): False, UUID.format(2).lower(): False, "7": False,
     "1": True, UUID.format(1): True, "1:0": True, "0:0": False, "MIG-00000000-aaaa-5bbb-8ccc-000000010000": True,
+    f"MIG-{UUID.format(0)}/1/0": False, f"MIG-{UUID.format(1)}/1/0": True, "\u00b2": False, "9" * 5000: False,
+    "": False, "none": False, "void": False, "x": False, "-1": False, "GPU-x": False, "1:x": False, "::": False,
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from lib import session, simnode
 
-from nvoci.discover import nvml
+from nvoci.discover import look, nvml
 from nvoci.discover.model import Gpu, MigDevice
 from nvoci.errors import HookError
 
@@ -163,6 +163,39 @@ def test_what_a_gpu_has_no_answer_for_is_left_empty() -> None:
     assert answer.problems == ()
     gpu = answer.gpus[3]
     assert (gpu.pci_bus_id, gpu.mig_capable, gpu.memory, gpu.minor) == ("", False, None, None)
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> simnode.Built:
+    """A node of its own, with its /proc and /sys."""
+    built = simnode.build(simnode.load(simnode.sample("a100")), session.new_dir("node") / "own")
+    monkeypatch.setattr(look, "PROC", str(built.root / "proc"))
+    monkeypatch.setattr(look, "SYS", str(built.root / "sys"))
+    return built
+
+
+def test_a_look_that_wants_a_lost_gpu_is_refused(there: simnode.Built) -> None:
+    there.set_faults({"lost": 2})
+    place = look.Place(str(there.root))
+    with look.look(place) as seen:
+        assert (len(seen.found.gpus), seen.refusal) == (7, None)
+    with look.look(place, wanted=["1", "2"]) as seen:
+        assert seen.answer is None
+        assert str(seen.refusal).startswith("use GPU 2: GPU 2: ")
+        assert look.failure(seen) is seen.refusal
+
+
+def test_a_device_node_that_is_missing_is_a_warning(there: simnode.Built) -> None:
+    place = look.Place(str(there.root))
+    with look.look(place) as seen:
+        assert [each for each in look.warnings(seen) if each.stage == "use device"] == []
+    for name in ("nvidiactl", "nvidia3"):
+        (there.root / "dev" / name).unlink()
+    with look.look(place) as seen:
+        told = [each for each in look.warnings(seen) if each.stage == "use device"]
+    assert sorted(each.subject for each in told) == [f"{there.root}/dev/nvidia3", f"{there.root}/dev/nvidiactl"]
+    assert {each.error for each in told} == {"ENOENT"}
+    assert all("nvidia-modprobe" in each.hint for each in told)
 
 
 def test_a_node_without_a_driver(tmp_path: Path) -> None:

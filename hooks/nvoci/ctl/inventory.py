@@ -163,7 +163,8 @@ def check(*, place: Place, path: str) -> None:
 def refresh(*, place: Place, phases: node.Phases, path: str) -> None:
     """Look at the node now, store what is found, and print what changed.
 
-    Where there is no driver that works nothing is stored, and the exit status is 1.
+    Where there is no driver that works nothing is stored, and the exit status is 1. So it is where NVML gives no answer
+    about a GPU, for instance a lost one: the inventory is removed, and container starts ask NVML until it answers.
     """
     old = inventory.load(path)
     before: Found | None = None
@@ -172,10 +173,7 @@ def refresh(*, place: Place, phases: node.Phases, path: str) -> None:
     except ValueError as e:
         old.reason = f"malformed: {printable(e)}"[:200]
     made = _look(place, phases)
-    try:
-        inventory.store(made, path)
-    except HookError as e:
-        raise HookError(e.message, "run it as root" if os.geteuid() else e.hint) from None
+    _store(made, path)
     phases.done("store")
     phases.total()
     if before is None or old.inventory is None:
@@ -187,6 +185,20 @@ def refresh(*, place: Place, phases: node.Phases, path: str) -> None:
     held = f"the one before did not hold: {reason}" if reason else "the one before held"
     told = "nothing changed" if not lines else f"{len(lines)} change" + ("s" if len(lines) > 1 else "")
     click.echo("\n".join([f"{printable(path)}: made anew; {held}; {told}", *lines]))
+
+
+def _store(made: Inventory, path: str) -> None:
+    """Raises HookError, also for what must not be stored."""
+    silent = inventory.unanswered(made.found)
+    try:
+        if not silent:
+            inventory.store(made, path)
+            return
+        inventory.forget(path)
+    except HookError as e:
+        raise HookError(e.message, "run it as root" if os.geteuid() else e.hint) from None
+    hint = "container starts ask NVML until it answers"
+    raise HookError(f"store inventory {printable(path)}: not stored: {silent}", hint)
 
 
 def _look(place: Place, phases: node.Phases) -> Inventory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     Given = Sequence[DeviceNode | Mount]
 
 _NOT_USED = 1
+_DEVICE = "device"  # the kind of a lookup
 _BECAUSE = " ("  # what stands behind a place, in its `where`
 
 
@@ -58,15 +60,17 @@ def command(name: str, *, place: Place, phases: node.Phases, as_json: bool) -> N
 # -- judging ----------------------------------------------------------------------------------------------------------
 
 
-def _same(seen: Look, name: str) -> set[str]:
-    """A full path, of the host or in one of the roots, and the file that it leads to, as paths of the host."""
+def _same(seen: Look, name: str, *, follow: bool) -> set[str]:
+    """A full path, of the host or in one of the roots, as paths of the host. follow: also the file that it leads to,
+    but not for a device node, which is never taken through a link."""
+    flags = 0 if follow else os.O_NOFOLLOW
     same = {name}
     for root in (seen.node.root, seen.node.dev):
         prefix = root.host("")
         path = name[len(prefix) :] if name.startswith(prefix + "/") else name
         same.add(root.host(path))
         try:
-            same.add(root.host(root.resolve(path).resolved))
+            same.add(root.host(root.resolve(path, flags).resolved))
         except OSError:
             pass
     return same
@@ -76,9 +80,12 @@ def is_used(seen: Look, name: str, lookups: Sequence[Lookup]) -> bool:
     """Whether anything came of looking for it; of a full path or a library's full name whether it is that file."""
     from nvoci.discover.libnames import version_of
 
-    used = [where.partition(_BECAUSE)[0] for each in lookups for where in each.used]
     if name.startswith("/"):
-        return not _same(seen, name).isdisjoint(used)
+        same = {device: _same(seen, name, follow=not device) for device in (False, True)}
+        return any(
+            where.partition(_BECAUSE)[0] in same[each.kind == _DEVICE] for each in lookups for where in each.used
+        )
+    used = [where.partition(_BECAUSE)[0] for each in lookups for where in each.used]
     return bool(used) and (not version_of(name) or any(where.endswith("/" + name) for where in used))
 
 
@@ -88,10 +95,11 @@ def given(seen: Look, name: str) -> Given:
     from nvoci.linux.pattern import match
     from nvoci.linux.rootfs import fsencode
 
-    every: list[DeviceNode | Mount] = [*seen.found.device_nodes, *seen.found.mounts]
+    nodes, mounts = seen.found.device_nodes, seen.found.mounts
     if name.startswith("/"):
-        same = _same(seen, name)
-        return [each for each in every if each.host_path in same]
+        literal, led_to = _same(seen, name, follow=False), _same(seen, name, follow=True)
+        return [*[n for n in nodes if n.host_path in literal], *[m for m in mounts if m.host_path in led_to]]
+    every: list[DeviceNode | Mount] = [*nodes, *mounts]
     pattern, found = fsencode(name), []
     for each in every:
         path = each.host_path

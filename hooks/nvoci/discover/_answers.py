@@ -44,16 +44,18 @@ class Lost:
     def may_be(self, name: str) -> bool:
         """Whether `name`, in lower case, means this one, or may: what is not known cannot be ruled out."""
         whole = self.mig < 0
-        if name.isdigit():
-            return whole and int(name) == self.index
-        if name.startswith("mig-"):
-            return whole or self.uuid.lower() in ("", name)
         parts = name.split(":")
-        if len(parts) == 2:
-            return parts[0] == str(self.index) and (whole or parts[1] == str(self.mig))
-        if len(parts) == 3:
-            return whole and self.pci in ("", kernel_bus_id(name))
-        return whole and self.uuid.lower() in ("", name)
+        if len(parts) <= 2 and all(is_natural(part) for part in parts):
+            return parts[0] == str(self.index) and (whole if len(parts) == 1 else whole or parts[1] == str(self.mig))
+        parent = old_mig_parts(name)[0]
+        if parent:
+            return not whole or self.uuid.lower() in ("", parent)
+        if is_uuid(name, "mig-"):
+            return whole or self.uuid.lower() in ("", name)
+        bus_id = kernel_bus_id(name)
+        if bus_id:
+            return whole and self.pci in ("", bus_id)
+        return whole and is_uuid(name, "gpu-", "") and self.uuid.lower() in ("", name)
 
 
 class Answers:
@@ -116,12 +118,25 @@ def is_uuid(text: object, *prefixes: str) -> bool:
     return False
 
 
+def is_natural(text: str) -> bool:
+    """Whether it is decimal digits alone. They may be too many for int()."""
+    return text.isascii() and text.isdigit()
+
+
+def old_mig_parts(name: str) -> tuple[str, str, str]:
+    """The GPU's UUID, the GPU instance and the compute instance of a `mig-gpu-uuid/gi/ci`, in lower case; empty for any
+    other name."""
+    parts = name.split("/")
+    if len(parts) == 3 and is_uuid(parts[0], "mig-gpu-") and all(is_natural(part) for part in parts[1:]):
+        return parts[0][4:], parts[1], parts[2]
+    return "", "", ""
+
+
 def _is_mig_uuid(text: object) -> bool:
     """`MIG-UUID`, or, before R470, `MIG-GPU-UUID/GI/CI`."""
     if is_uuid(text, "MIG-"):
         return True
-    parts = str(text).split("/")
-    return len(parts) == 3 and is_uuid(parts[0], "MIG-GPU-") and all(p.isascii() and p.isdigit() for p in parts[1:])
+    return type(text) is str and text.startswith("MIG-GPU-") and old_mig_parts(text.lower())[0] != ""
 
 
 # -- the driver -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ already has this DT_SONAME; that it did is checked by handle.
 from __future__ import annotations
 
 import posix
-from errno import EINVAL, EPERM
+from _signal import ITIMER_REAL, setitimer
+from errno import EINVAL, EPERM, errorcode
 
 from nvoci.linux import abi
 from nvoci.linux.fd import write_all
@@ -36,32 +37,35 @@ MAX_GPUS = 256
 MAX_MIG = 64
 # Address space is no memory (the driver maps registers); what the process writes is counted by RLIMIT_DATA.
 _AS, _DATA, _NOFILE = 64 << 30, 1 << 30, 1024
+_FSIZE = 1 << 16  # of any one file; pipes are bounded by who reads them
+_INITIAL_MAP = [b"0", b"0", b"4294967295"]  # user_namespaces(7)
 # A GPU of a kind, or a driver of an age, that has no answer: None, and nothing is wrong.
 _NO_ANSWER = ("NOT_SUPPORTED", "FUNCTION_NOT_FOUND", "NO_PERMISSION", "ARGUMENT_VERSION_MISMATCH", "DEPRECATED")
 
 
 def main(argv: list[str]) -> None:
-    """argv: seconds, pid of the parent, uid, gid, further groups (comma-separated), path of the library. Never returns.
-    uid -1: stay who we are."""
+    """argv: seconds, pid of the parent (0: it is in another pid namespace), uid, gid, further groups (comma-separated),
+    path of the library. Never returns. uid -1: stay who we are."""
     seconds, parent, uid, gid = (int(word) for word in argv[:4])
     prctl(abi.PR_SET_PDEATHSIG, abi.SIGKILL)
     _close_from(STAGE + 1)
     posix.chdir("/")
     posix.umask(0o077)
     _limit(seconds)
+    setitimer(ITIMER_REAL, seconds + 1)  # SIGALRM ends us where the parent may not kill us: it lacks CAP_KILL
     nvml = _Nvml()  # imported before the drop: its files may lie where uid 65534 cannot go; it loads no library yet
-    _become(uid, gid, [int(g) for g in argv[4].split(",") if g])
-    prctl(abi.PR_SET_DUMPABLE, 0)
-    prctl(abi.PR_SET_PDEATHSIG, abi.SIGKILL)  # again: the kernel forgets it when the uid changes
-    if posix.getppid() != parent:
-        posix._exit(1)  # it died before that
     try:
+        _become(uid, gid, [int(g) for g in argv[4].split(",") if g])
+        prctl(abi.PR_SET_DUMPABLE, 0)
+        prctl(abi.PR_SET_PDEATHSIG, abi.SIGKILL)  # again: the kernel forgets it when the uid changes
+        if posix.getppid() != parent:
+            posix._exit(1)  # it died before that
         nvml.load(argv[5])
         _ask(nvml)
     except _Failed as e:
         nvml.say("failed", {"call": e.call, "error": e.error})
     nvml.say("end", True)
-    posix._exit(0)
+    posix._exit(0)  # without nvmlShutdown, which may hang too: the kernel gives back what the library holds
 
 
 def _close_from(first: int) -> None:
@@ -74,7 +78,7 @@ def _close_from(first: int) -> None:
 def _limit(seconds: int) -> None:
     for resource, value in (
         (abi.RLIMIT_CORE, 0), (abi.RLIMIT_AS, _AS), (abi.RLIMIT_DATA, _DATA), (abi.RLIMIT_CPU, seconds + 1),
-        (abi.RLIMIT_NOFILE, _NOFILE), (abi.RLIMIT_MEMLOCK, 0),
+        (abi.RLIMIT_NOFILE, _NOFILE), (abi.RLIMIT_MEMLOCK, 0), (abi.RLIMIT_FSIZE, _FSIZE),
     ):  # fmt: skip
         try:
             prlimit(resource, value, value)
@@ -85,7 +89,7 @@ def _limit(seconds: int) -> None:
 
 def _become(uid: int, gid: int, groups: list[int]) -> None:
     """Another user for good, without any capability. In a user namespace that does not map the ids we stay who we are,
-    which is nobody outside of it, and lose the capabilities."""
+    which is nobody outside of it, and lose the capabilities. Raises _Failed."""
     prctl(abi.PR_SET_NO_NEW_PRIVS, 1)
     if uid >= 0:
         changes: tuple[Callable[[], None], ...] = (
@@ -97,9 +101,21 @@ def _become(uid: int, gid: int, groups: list[int]) -> None:
             try:
                 change()
             except OSError as e:
-                if e.errno not in (EINVAL, EPERM):
-                    raise
+                if e.errno != EINVAL and (e.errno != EPERM or _ids_are_initial()):
+                    raise _Failed(f"become uid {uid}", errorcode.get(e.errno or 0, str(e))) from None
     capset(0, 0, 0)
+
+
+def _ids_are_initial() -> bool:
+    """Whether every id is mapped to itself: then no user namespace stands in the way of becoming another."""
+    try:
+        fd = posix.open("/proc/self/uid_map", posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        return posix.read(fd, 4096).split() == _INITIAL_MAP
+    finally:
+        posix.close(fd)
 
 
 class _Failed(Exception):
@@ -201,8 +217,6 @@ def _ask(nvml: _Nvml) -> None:
             nvml.say("gpu", known)
         except _Failed as e:
             nvml.say("lost", {"gpu": known, "mig": -1, "call": e.call, "error": e.error})
-    nvml.about = ""
-    nvml.optional("nvmlShutdown")
 
 
 def _gpu(nvml: _Nvml, known: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Start the confined process that loads NVML, collect what it says, and end it: at the deadline, on any error, always.
 
 Nothing of it can hold up the caller: its output goes to pipes that are drained and bounded, its process group is
-killed, and where even that does not end it, since it waits in the kernel's driver, it is left behind.
+killed, and where even that does not end it, since it waits in the kernel's driver, it is left behind. As root it has a
+pid namespace of its own, with an init that we forked: when that dies, whatever the library has started dies with it.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import posix
 import select
 import sys
 import time
-from errno import ECHILD, ESRCH
+from errno import ECHILD, EPERM, ESRCH
 
 import nvoci
 from nvoci.discover._nvml_child import STAGE_SIZE
 from nvoci.errors import HookError, hook_error, printable
-from nvoci.linux.abi import MFD_CLOEXEC, SIGKILL
+from nvoci.linux import abi, procfs
+from nvoci.linux.abi import SIGKILL
 from nvoci.linux.fd import Fd
-from nvoci.linux.syscalls import memfd_create, pidfd_open
+from nvoci.linux.syscalls import close_range, memfd_create, pidfd_open, prctl, setns, unshare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,9 +31,11 @@ _RESULT_MAX = 4 << 20
 _OUTPUT_MAX = 1 << 12
 _CHUNK = 1 << 16
 _KILL_SECONDS = 1.0
+_SECONDS_MAX = 86400
 _ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 # The standard library comes first: the directory of pynvml may be one with many packages.
 _BOOT = "import sys; sys.path += sys.argv[1:3]; from nvoci.discover._nvml_child import main; main(sys.argv[3:])"
+_DEFAULTS = (_signal.SIGPIPE, _signal.SIGINT, _signal.SIGTERM, _signal.SIGALRM)
 # Backwards, so that SIGABRT comes after SIGIOT and has the number.
 _SIGNALS = {getattr(_signal, n): n for n in reversed(dir(_signal)) if n.startswith("SIG") and n[3] != "_"}
 
@@ -76,25 +80,31 @@ def _absolute(path: str) -> str:
 class Process:
     """The running child; `outcome()` waits for it, `close()` kills it."""
 
-    __slots__ = ("_deadline", "_output", "_pid", "_result", "_stage", "_status")
+    __slots__ = ("_deadline", "_init", "_output", "_pid", "_result", "_stage", "_status")
 
     def __init__(self, library: Fd, path: str, seconds: float, user: tuple[int, int], groups: Sequence[int]) -> None:
         """library: the file at `path`, open. user: (uid, gid), uid -1 to stay. Raises HookError."""
         if not sys.executable:
             raise HookError("ask NVML: the interpreter does not know its own path", "start it by an absolute one")
-        words = (int(seconds) + 1, posix.getpid(), *user, ",".join([str(g) for g in groups]), path)
-        argv = [sys.executable, "-I", "-S", "-B", "-c", _BOOT, *python_path(), *[str(w) for w in words]]
+        if not 0 <= seconds <= _SECONDS_MAX:  # NaN is neither
+            raise HookError(f"ask NVML: a time limit of {seconds} s", f"name one of 0 to {_SECONDS_MAX} seconds")
+        words = (*user, ",".join([str(g) for g in groups]), path)
+        argv = [sys.executable, "-I", "-S", "-B", "-c", _BOOT, *python_path(), str(int(seconds) + 1)]
         self._deadline = time.monotonic() + seconds
         self._status: int | None = None
         self._output = self._result = self._stage = Fd(-1)
+        self._init = _Init()
         try:
-            self._stage = Fd(memfd_create(b"nvoci", MFD_CLOEXEC))
+            self._stage = _stage()
             self._output, output = _pipe()
             with output:
                 self._result, result = _pipe()
                 with result, Fd(posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)) as null:
-                    self._pid = _spawn(argv, (null, output, output, result, library, self._stage))
+                    fds = (null, output, output, result, library, self._stage)
+                    with self._init as parent:
+                        self._pid = _spawn([*argv, str(parent), *[str(w) for w in words]], fds)
         except OSError as e:
+            self._init.end()
             self._close_pipes()
             raise hook_error("ask NVML: start", sys.executable, e) from None
 
@@ -147,27 +157,111 @@ class Process:
         return b"".join(result.chunks), b"".join(output.chunks)
 
     def _kill(self) -> bool:
-        """The child and its process group. False where it still is there: it waits in the kernel."""
-        if self._status is not None:
-            return True
-        try:
-            posix.killpg(self._pid, SIGKILL)
-        except OSError as e:
-            if e.errno != ESRCH:
-                raise
-        deadline = time.monotonic() + _KILL_SECONDS
-        while time.monotonic() < deadline:
+        """The child, its process group and its pid namespace. False where it still is there: it waits in the kernel, or
+        we may not kill it."""
+        if self._status is None:
             try:
-                pid, status = posix.waitpid(self._pid, posix.WNOHANG)
+                posix.killpg(self._pid, SIGKILL)
             except OSError as e:
-                if e.errno != ECHILD:  # where SIGCHLD is ignored nobody is told how it ended
+                if e.errno not in (ESRCH, EPERM):
                     raise
-                pid, status = self._pid, 0
-            if pid:
-                self._status = status
-                return True
-            time.sleep(0.001)
-        return False
+            self._init.kill()
+            self._status = _reap(self._pid)
+        # The init ends last: the kernel holds it until we have reaped the child.
+        return self._status is not None and self._init.end()
+
+
+class _Init:
+    """The first process of a pid namespace, there while the library is; `with` it, what we start is in there. Where we
+    may not have one, there is none."""
+
+    __slots__ = ("_home", "_life", "_pid")
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._home = self._life = Fd(-1)
+
+    def __enter__(self) -> int:
+        """What getppid(2) says in a child. Raises OSError."""
+        try:
+            self._home = Fd(posix.open(b"self/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=procfs.handle()))
+            setns(self._home.fileno(), abi.CLONE_NEWPID)  # changes nothing, and tells whether there is a way back
+            unshare(abi.CLONE_NEWPID)
+        except OSError:
+            self._home.close()
+            return posix.getpid()
+        try:
+            ours, theirs = posix.pipe2(posix.O_CLOEXEC)
+            self._life = Fd(theirs)
+            with Fd(ours):
+                self._pid = posix.fork()
+                if self._pid == 0:
+                    _be_init(ours)
+        except BaseException:
+            self.__exit__()
+            raise
+        return 0
+
+    def __exit__(self, *exc: object) -> None:
+        if not self._home.closed:
+            with self._home:
+                setns(self._home.fileno(), abi.CLONE_NEWPID)
+
+    def kill(self) -> None:
+        """It, and so everything in there. Never waits."""
+        if self._life.closed:
+            return
+        self._life.close()
+        if not self._pid:
+            return
+        try:
+            posix.kill(self._pid, SIGKILL)
+        except OSError:
+            pass  # it has ended, or does now: it has read the end of the file
+
+    def end(self) -> bool:
+        """`kill`, and wait. False where something in there cannot be killed."""
+        if self._pid:
+            self.kill()
+            if _reap(self._pid) is None:
+                return False
+            self._pid = 0
+        return True
+
+
+def _be_init(life: int) -> None:
+    """Do nothing until the parent ends, and hold nothing open. Whom the library leaves behind is reaped by the kernel.
+    Never returns."""
+    try:
+        prctl(abi.PR_SET_PDEATHSIG, SIGKILL)
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
+        posix.setsid()
+        posix.chdir("/")
+        posix.dup2(life, 0)
+        try:
+            close_range(1, 0xFFFFFFFF)
+        except OSError:
+            posix.closerange(1, 4096)  # before Linux 5.9
+        posix.read(0, 1)  # end of file when the parent is gone, or lets go of it
+    finally:
+        posix._exit(0)
+
+
+def _reap(pid: int) -> int | None:
+    """Its status, once it has ended; None where it does not."""
+    deadline = time.monotonic() + _KILL_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            found, status = posix.waitpid(pid, posix.WNOHANG)
+        except OSError as e:
+            if e.errno != ECHILD:  # where SIGCHLD is ignored nobody is told how it ended
+                raise
+            return 0
+        if found:
+            return status
+        time.sleep(0.001)
+    return None
 
 
 class _Drain:
@@ -195,6 +289,18 @@ class _Drain:
         return bool(chunk)
 
 
+def _stage() -> Fd:
+    """The file for what the child is about to call. Nobody can make it larger."""
+    fd = Fd(memfd_create(b"nvoci", abi.MFD_CLOEXEC | abi.MFD_ALLOW_SEALING))
+    try:
+        posix.ftruncate(fd.fileno(), STAGE_SIZE)
+        fcntl.fcntl(fd.fileno(), abi.F_ADD_SEALS, abi.F_SEAL_GROW | abi.F_SEAL_SHRINK | abi.F_SEAL_SEAL)
+    except OSError:
+        fd.close()
+        raise
+    return fd
+
+
 def _pipe() -> tuple[Fd, Fd]:
     ours, theirs = posix.pipe2(posix.O_CLOEXEC)
     posix.set_blocking(ours, False)
@@ -215,7 +321,7 @@ def _spawn(argv: list[str], fds: Sequence[Fd]) -> int:
     try:
         actions = [(posix.POSIX_SPAWN_DUP2, fd.fileno(), number) for number, fd in enumerate(high)]
         return posix.posix_spawn(argv[0], argv, _ENV, file_actions=actions, setsid=True, setsigmask=(),
-                                 setsigdef=(_signal.SIGPIPE, _signal.SIGINT, _signal.SIGTERM))  # fmt: skip
+                                 setsigdef=_DEFAULTS)  # fmt: skip
     finally:
         for fd in high:
             fd.close()

@@ -1,6 +1,6 @@
 """What an inventory holds for: the node at one moment, as short texts that are compared.
 
-Performance contract: taken at every container start. On a node with 8 GPUs some twenty small procfs files and
+Performance contract: taken at every container start. On a node with 8 GPUs some thirty small procfs files and
 directories are read, about 10 us each; a node full of MIG devices has one directory more for each GPU instance.
 
 What changes while nothing happens is left out. Of gpus/*/information (kernel-open/nvidia/nv-procfs.c) the interrupt,
@@ -11,12 +11,12 @@ persistence mode. So does the UUID, which is then missing or full of question ma
 from __future__ import annotations
 
 import posix
-from _stat import S_IFMT, S_ISDIR
+from _stat import S_IFMT, S_ISBLK, S_ISCHR, S_ISDIR
 from errno import ENOENT, ENOTDIR
 
 from nvoci import __version__
 from nvoci.discover.record import REQUIRED, Record, links, texts
-from nvoci.errors import hook_error, printable
+from nvoci.errors import errno_name, hook_error, printable
 from nvoci.linux import procfs
 from nvoci.linux.fd import Fd, read_at_most
 from nvoci.linux.lookup import lookup
@@ -31,6 +31,7 @@ _STAGE = "look at the node: read"
 _ABSENT_ERRNOS = (ENOENT, ENOTDIR)
 _MAX_NAMES = 1024
 _MAX_FILE = 1 << 20
+_MINOR = "Device Minor:"
 _GPU_LINES = ("Model", "GPU UUID", "Bus Location", "Device Minor", "GPU Excluded")
 # Drivers whose numbers an inventory depends on, by the beginning of their name in /proc/devices.
 _MAJORS = ("nvidia", "gdrdrv", "drm", "infiniband")
@@ -64,7 +65,8 @@ class Sources:
 
 class Fingerprint(Record):
     """module: first line of /proc/driver/nvidia/version. gpus: (bus id, what matters of its information). majors:
-    `195 nvidia`. root, dev_root, ldcache: identities. watched: (path, state). program: version of nvoci."""
+    `195 nvidia`. root, dev_root, ldcache: identities. watched: (path, state), also of each GPU's device node. program:
+    version of nvoci."""
 
     SCHEMA = {
         "boot_id": (str, REQUIRED),
@@ -101,7 +103,6 @@ _WORDS = {
     "root": "the driver root",
     "dev_root": "the dev root",
     "ldcache": "ld.so.cache",
-    "watched": "a watched path",
     "configuration": "the configuration",
     "program": "the version of nvoci",
 }
@@ -110,16 +111,18 @@ _WORDS = {
 def take(sources: Sources) -> Fingerprint:
     """The node as it is. What is not there is told as absent; raises HookError for what cannot be read."""
     with _Proc(sources.proc) as proc:
+        gpus = _gpus(proc)
+        watch = (*sources.watch, *_device_nodes(sources.dev_root, gpus))
         return Fingerprint(
             boot_id=proc.text("sys/kernel/random/boot_id").strip(),
             module=proc.text("driver/nvidia/version").partition("\n")[0],
-            gpus=_gpus(proc),
+            gpus=gpus,
             capabilities=_capabilities(proc),
             majors=_majors(proc.text("devices")),
             root=f"{sources.root} {_directory(sources.root)}",
             dev_root=f"{sources.dev_root} {_directory(sources.dev_root)}",
             ldcache=_ldcache(sources),
-            watched=tuple([(p, _state(p)) for p in sources.watch]),
+            watched=tuple([(p, _state(p)) for p in watch]),
             configuration=sources.configuration,
             program=__version__,
         )
@@ -137,7 +140,8 @@ def difference(then: Fingerprint, now: Fingerprint) -> str:
     for (name, was), (_, is_now) in zip(then.gpus, now.gpus):
         if not _same_gpu(was, is_now):
             return f"GPU {printable(name)} is another than when it was made"
-    return ""
+    # The last: a GPU that comes or goes brings its device node along.
+    return "" if then.watched == now.watched else "a watched path is another than when it was made"
 
 
 def module_version(line: str) -> str:
@@ -173,32 +177,59 @@ class _Proc:
             posix.close(self.fd)
 
     def text(self, path: str) -> str:
-        """A file's content; "" where it is not there."""
+        """A file's content; "" where it is not there. Raises HookError."""
+        try:
+            return self.read(path)
+        except OSError as e:
+            raise hook_error(_STAGE, f"{self.name}/{path}", e) from None
+
+    def read(self, path: str) -> str:
+        """`text` that raises OSError."""
         try:
             with Fd(posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC, dir_fd=self.fd)) as fd:
                 return read_at_most(fd.fileno(), _MAX_FILE).decode("utf-8", "backslashreplace")
         except OSError as e:
             if e.errno in _ABSENT_ERRNOS:
                 return ""
-            raise hook_error(_STAGE, f"{self.name}/{path}", e) from None
+            raise
 
     def names(self, path: str, prefix: str = "") -> list[str]:
         """The sorted names in a directory that begin with `prefix`; none where it is not there."""
+        return self.listing(path, prefix) or []
+
+    def listing(self, path: str, prefix: str) -> list[str] | None:
+        """`names`; None where the directory is not there."""
         try:
             with Fd(posix.open(path, _DIRECTORY, dir_fd=self.fd)) as fd:
                 return sorted([n for n in posix.listdir(fd.fileno()) if n.startswith(prefix)])[:_MAX_NAMES]
         except OSError as e:
             if e.errno in _ABSENT_ERRNOS:
-                return []
+                return None
             raise hook_error(_STAGE, f"{self.name}/{path}", e) from None
 
 
 def _gpus(proc: _Proc) -> tuple[tuple[str, str], ...]:
+    """A GPU that cannot be read is told as such: the others are of use without it."""
     found = []
     for name in proc.names("driver/nvidia/gpus"):
-        lines = proc.text(f"driver/nvidia/gpus/{name}/information").split("\n")
+        try:
+            lines = proc.read(f"driver/nvidia/gpus/{name}/information").split("\n")
+        except OSError as e:
+            found.append((name, f"unreadable: {errno_name(e.errno or 0)}"))
+            continue
         found.append((name, "\n".join([" ".join(line.split()) for line in lines if line.startswith(_GPU_LINES)])))
     return tuple(found)
+
+
+def _device_nodes(dev_root: str, gpus: tuple[tuple[str, str], ...]) -> list[str]:
+    """Where the GPUs' nodes are, or should be: they may be made, by udev or by hand, long after the driver is there."""
+    top, found = dev_root.rstrip("/"), []
+    for _, text in gpus:
+        for line in text.split("\n"):
+            minor = line[len(_MINOR) :].strip()
+            if line.startswith(_MINOR) and minor.isascii() and minor.isdigit():
+                found.append(f"{top}/dev/nvidia{minor}")
+    return found
 
 
 def _same_gpu(was: str, is_now: str) -> bool:
@@ -216,10 +247,16 @@ def _split_uuid(text: str) -> tuple[str, list[str]]:
 
 
 def _capabilities(proc: _Proc) -> tuple[str, ...]:
-    """`gpu0/gi1`, `gpu0/gi1/ci0`, … of GPU instances and their compute instances."""
+    """`gpu0`, `gpu0/mig` (also without an instance: the GPU is in MIG mode), and `gpu0/gi1`, `gpu0/gi1/ci0`, … of GPU
+    instances and their compute instances."""
     top, found = "driver/nvidia/capabilities", []
     for gpu in proc.names(top, "gpu"):
-        for instance in proc.names(f"{top}/{gpu}/mig", "gi"):
+        found.append(gpu)
+        instances = proc.listing(f"{top}/{gpu}/mig", "gi")
+        if instances is None:
+            continue
+        found.append(f"{gpu}/mig")
+        for instance in instances:
             found.append(f"{gpu}/{instance}")
             found += [f"{gpu}/{instance}/{c}" for c in proc.names(f"{top}/{gpu}/mig/{instance}", "ci")]
     return tuple(found)
@@ -265,11 +302,14 @@ def _ldcache(sources: Sources) -> str:
 
 
 def _state(path: str) -> str:
+    """Type; of a device the number, of a directory when its entries changed."""
     try:
         st = posix.stat(path)
     except OSError as e:
         if e.errno in _ABSENT_ERRNOS:
             return ABSENT
         raise hook_error(_STAGE, path, e) from None
-    changed = f" {st.st_mtime_ns}" if S_ISDIR(st.st_mode) else ""
-    return f"{S_IFMT(st.st_mode):o}{changed}"
+    more = f" {st.st_mtime_ns}" if S_ISDIR(st.st_mode) else ""
+    if S_ISCHR(st.st_mode) or S_ISBLK(st.st_mode):
+        more = f" {posix.major(st.st_rdev)}:{posix.minor(st.st_rdev)}"
+    return f"{S_IFMT(st.st_mode):o}{more}"

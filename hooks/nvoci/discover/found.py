@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from nvoci.discover.node import Node
     from nvoci.discover.nvml import NvmlAnswer
 
+# Device nodes, and directories of them, that an inventory watches; those of the GPUs are known by their numbers.
+_WATCHED = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset", "/dev/dri",
+            "/dev/infiniband", DEVICES, IMEX_DEVICES)  # fmt: skip
 VOID = Variable(name="NVIDIA_VISIBLE_DEVICES", value="void")
 
 
@@ -146,8 +149,17 @@ def watch_paths(root: str = "/", dev_root: str = "", options: Options | None = N
     top, dev = root.rstrip("/"), (dev_root or root).rstrip("/")
     files = [f"{each}/{name}" for name in SOCKETS for each in ("/run", "/var/run")]
     files.append((options or Options()).mps_directory)
-    nodes = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-modeset", "/dev/dri", DEVICES, IMEX_DEVICES)
-    return (*[top + each for each in files], *[dev + each for each in nodes])
+    return (*[top + each for each in files], *[dev + each for each in _WATCHED])
+
+
+def configuration(options: Options) -> str:
+    """All that is set, as one line: what an inventory was made with."""
+    return "; ".join([f"{name}={_setting(getattr(options, name))}" for name in Options.__slots__])
+
+
+def _setting(value: object) -> str:
+    """Words are quoted, so that two lists of words never read the same."""
+    return " ".join([repr(each) for each in value]) if isinstance(value, tuple) else repr(value)
 
 
 def _second_node(node: Node, search: Search, devices: Devices) -> DeviceNode | None:

@@ -16,7 +16,7 @@ import fcntl
 import posix
 import time
 from _stat import S_IFBLK, S_IFCHR, S_IFMT, S_ISDIR, S_ISREG
-from errno import EEXIST, ELOOP, ENOENT, ENOTDIR, ENXIO, EWOULDBLOCK
+from errno import EEXIST, EINVAL, ELOOP, ENOENT, ENOTDIR, ENXIO, EWOULDBLOCK
 
 from nvoci import jsonfile, log
 from nvoci.discover import fingerprint
@@ -25,6 +25,8 @@ from nvoci.discover.model import Found
 from nvoci.errors import HookError, errno_name, hook_error, printable
 from nvoci.linux import procfs
 from nvoci.linux.fd import Fd, read_at_most
+from nvoci.linux.lookup import lookup
+from nvoci.linux.rootfs import fsencode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +44,9 @@ LIMIT = 16 << 20
 LOCK_SECONDS = 15.0
 _ATTEMPTS = 3
 _KEY = "nvoci-inventory"
+_UNANSWERED = "ask NVML about"  # the stage of a problem that stands for a GPU or MIG device left out
 _FLAGS = posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC
+_DIRECTORY = posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC
 _GONE = (ENOENT, ENOTDIR, ENXIO, ELOOP)
 
 
@@ -92,8 +96,14 @@ class Loaded:
 
 def load(path: str = PATH) -> Loaded:
     """The inventory in a file, if that can be trusted. Never raises for what the file is like."""
+    directory, _, name = path.rpartition("/")
     try:
-        with Fd(posix.open(path, _FLAGS)) as handle:
+        with Fd(posix.open(directory or "/", _DIRECTORY)) as top:
+            st = top.stat()
+            if not _is_private(st, _owners()):
+                return Loaded(None, f"in a directory of uid {st.st_uid}, mode {st.st_mode & 0o7777:04o}", True)
+            handle = Fd(posix.open(name, _FLAGS, dir_fd=top.fileno()))
+        with handle:
             reason = _refusal(handle.stat())
             if reason:
                 return Loaded(None, reason, True)
@@ -114,11 +124,21 @@ def _refusal(st: posix.stat_result) -> str:
     """Why a file is not ours to believe."""
     if not S_ISREG(st.st_mode):
         return "not a regular file"
-    if st.st_uid not in (0, posix.stat("/").st_uid):  # as jsonfile.check_trusted
+    if st.st_uid not in _owners():
         return f"owned by uid {st.st_uid}"
     if st.st_mode & 0o022:
         return f"mode {st.st_mode & 0o7777:04o}: others can write it"
     return f"larger than {LIMIT} bytes" if st.st_size > LIMIT else ""
+
+
+def _owners() -> tuple[int, ...]:
+    """Who root may be, as in jsonfile.check_trusted: a user namespace may show the host's root as another."""
+    return 0, posix.stat("/").st_uid
+
+
+def _is_private(st: posix.stat_result, owners: tuple[int, ...]) -> bool:
+    """Whether nobody else could put a file into that directory, or take one away."""
+    return st.st_uid in owners and not st.st_mode & 0o022
 
 
 def _parse(doc: Any) -> Inventory:
@@ -156,6 +176,26 @@ def store(inventory: Inventory, path: str = PATH) -> None:
         raise hook_error("store inventory", path, e) from None
 
 
+def unanswered(found: Found) -> str:
+    """Why it must not be stored, in one line; "" where it may. A lost GPU is still in procfs, so that nothing
+    there changes when it answers again: the next start has to ask."""
+    for problem in found.problems:
+        if problem.stage == _UNANSWERED:
+            return problem.replace(hint="").line()
+    return ""
+
+
+def forget(path: str = PATH) -> None:
+    """Remove an inventory, if one is there that would be believed. Raises HookError."""
+    if load(path).inventory is None:
+        return
+    try:
+        posix.unlink(path)
+    except OSError as e:
+        if e.errno != ENOENT:
+            raise hook_error("remove inventory", path, e) from None
+
+
 def _make_directory(path: str) -> None:
     try:
         posix.mkdir(path, 0o755)
@@ -165,14 +205,14 @@ def _make_directory(path: str) -> None:
     st = posix.stat(path)
     if not S_ISDIR(st.st_mode):
         raise OSError(ENOTDIR, "not a directory", path)
-    if st.st_uid not in (posix.geteuid(), 0) or st.st_mode & 0o022:
+    if not _is_private(st, (0, posix.geteuid())):
         raise HookError(f"store inventory in {printable(path)}: it is not root's alone", "check who made it")
 
 
 def refresh(
     sources: Sources, build: Callable[[], Found], path: str = PATH, wrong: Inventory | None = None, share: bool = True
 ) -> Inventory:
-    """Look anew and store what was found. Raises what `build` raises.
+    """Look anew and store what was found, unless NVML gave no answer about a part of it. Raises what `build` raises.
 
     share: one process looks at a time, and one that has waited takes what the other has found, unless that is `wrong`
     itself. Where it cannot be stored (another user, a read-only file system), the start goes on with what was found.
@@ -192,6 +232,10 @@ def _look_and_store(sources: Sources, build: Callable[[], Found], path: str) -> 
     try:
         if changed:
             raise HookError(f"look at the node: it kept changing: {changed}")
+        silent = unanswered(inventory.found)
+        if silent:
+            forget(path)
+            raise HookError(silent)
         store(inventory, path)
     except HookError as e:
         log.info("inventory not stored", reason=e.line())
@@ -287,19 +331,28 @@ def use(
         raise HookError(f"{e}, though it was found a moment ago", "is the driver being reloaded? try again") from None
 
 
-def open_source(path: str) -> Fd:
-    """An O_PATH handle of a file of the host. Raises Stale where it is gone, HookError for any other failure."""
+def open_source(path: str, root: str) -> Fd:
+    """An O_PATH handle of a file of the host, to be mounted or reopened by that handle and never by its name again.
+
+    root: the host path of the driver root, or of the dev root, that it was found in: links on the way stay inside.
+    Raises Stale where it is gone or not below that root, HookError for any other failure.
+    """
+    top = root.rstrip("/")
+    if not path.startswith(top + "/"):
+        raise Stale(f"open {printable(path)}: not below {printable(root)}")
     try:
-        return Fd(posix.open(path, posix.O_PATH | posix.O_CLOEXEC))
-    except OSError as e:
-        if e.errno in _GONE:
-            raise Stale(f"open {printable(path)}: {errno_name(e.errno or 0)}") from None
-        raise hook_error("open", path, e) from None
+        with Fd(posix.open(fsencode(top) or b"/", _DIRECTORY)) as fd:
+            return Fd(lookup(fd.fileno(), fsencode(path[len(top) :])))
+    except (OSError, ValueError) as e:
+        error = e if isinstance(e, OSError) else OSError(EINVAL, str(e))
+        if error.errno in _GONE:
+            raise Stale(f"open {printable(path)}: {errno_name(error.errno or 0)}") from None
+        raise hook_error("open", path, error) from None
 
 
-def open_node(node: DeviceNode) -> Fd:
-    """`open_source` of a device node, proved to have the type and number that it was found with."""
-    fd = open_source(node.host_path)
+def open_node(node: DeviceNode, root: str) -> Fd:
+    """`open_source` of a device node, proved to have the type and number that it was found with. root: the dev root."""
+    fd = open_source(node.host_path, root)
     st = fd.stat()
     kind = S_IFBLK if node.type == "b" else S_IFCHR
     if S_IFMT(st.st_mode) == kind and st.st_rdev == posix.makedev(node.major, node.minor):

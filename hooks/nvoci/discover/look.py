@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from nvoci.discover.nvml import NvmlAnswer
 
 PROC, SYS = "/proc", "/sys"  # of which only tests name others
+_DEVICE_STAGE = "use device"  # of discover.devnode
+_CONTROL = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
 _STEM = SONAME.partition(".")[0]
 # Windows' libraries are in no directory that the dynamic linker knows of by itself.
 _WSL = (f"/usr/lib/wsl/lib/{SONAME}", f"/usr/lib/wsl/drivers/*/{SONAME}")
@@ -46,10 +48,10 @@ class Place:
 
     def sources(self) -> Sources:
         """What an inventory of this place depends on."""
-        from nvoci.discover.found import watch_paths
+        from nvoci.discover.found import configuration, watch_paths
 
         watch = watch_paths(self.root, self.dev_root, self.options)
-        return Sources(self.root, self.dev_root, watch=watch, proc=PROC)
+        return Sources(self.root, self.dev_root, configuration=configuration(self.options), watch=watch, proc=PROC)
 
 
 class Look:
@@ -80,18 +82,19 @@ def _silent(phase: str) -> None:
     pass
 
 
-def look(place: Place, done: Callable[[str], None] = _silent) -> Look:
-    """Look at everything. done: told the name of each phase at its end. Raises HookError for what keeps us from looking
-    at all; anything about the node is among the problems."""
+def look(place: Place, done: Callable[[str], None] = _silent, wanted: Iterable[str] = ()) -> Look:
+    """Look at everything. done: told the name of each phase at its end. wanted: GPUs asked for by name, as for
+    `nvml.query`; where one does not answer, that is NVML's refusal. Raises HookError for what keeps us from looking at
+    all; anything about the node is among the problems."""
     node = Node.open(place.root, place.dev_root, proc=PROC, sys=SYS)
     try:
-        return _look(node, place, done)
+        return _look(node, place, done, wanted)
     except BaseException:
         node.close()
         raise
 
 
-def _look(node: Node, place: Place, done: Callable[[str], None]) -> Look:
+def _look(node: Node, place: Place, done: Callable[[str], None], wanted: Iterable[str]) -> Look:
     libraries = Libraries(node, Search(), place.options.library_search_path)
     path = nvml_path(node, libraries)
     done("find NVML")
@@ -99,7 +102,7 @@ def _look(node: Node, place: Place, done: Callable[[str], None]) -> Look:
         from nvoci.discover.found import discover  # 20 ms of modules, while NVML starts
 
         done("start NVML, load modules")
-        asked.wait()
+        asked.wait(wanted)
     done("wait for NVML")
     discovery = discover(node, asked.answer, place.options, asked.path, libraries=libraries, done=done)
     if asked.refusal:
@@ -127,10 +130,10 @@ class _Asked:
         except HookError as e:
             self.refusal = e
 
-    def wait(self) -> None:
+    def wait(self, wanted: Iterable[str] = ()) -> None:
         """For the answer, or the refusal."""
         try:
-            self.answer = self._question.answer() if self._question else None
+            self.answer = self._question.answer(wanted) if self._question else None
         except HookError as e:
             self.refusal = e
 
@@ -194,13 +197,20 @@ def failure(seen: Look) -> HookError | None:
 
 
 def warnings(seen: Look) -> list[Problem]:
-    """The problems that a person must not overlook: a GPU that was left out, a driver that will not work."""
+    """The problems that a person must not overlook: a GPU that was left out, a driver that will not work, a device node
+    that is missing."""
     from nvoci.discover.driver import FIND_STAGE, MATCH_STAGE
 
     silent = seen.answer.problems if seen.answer else ()
     refused = seen.found.problems[:1] if seen.refusal else ()
-    bad = [each for each in seen.found.problems if each.stage in (FIND_STAGE, MATCH_STAGE)]
+    bad = [each for each in seen.found.problems if each.stage in (FIND_STAGE, MATCH_STAGE) or _of_every_container(each)]
     return list(dict.fromkeys([*refused, *silent, *bad]))
+
+
+def _of_every_container(problem: Problem) -> bool:
+    """Whether it is about a control node or a GPU's own one, which a container cannot do without."""
+    name = problem.subject.rpartition("/")[2]
+    return problem.stage == _DEVICE_STAGE and (name in _CONTROL or (name[:6] == "nvidia" and name[6:].isdigit()))
 
 
 def _error(problems: Iterable[Problem]) -> HookError | None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from nvoci.discover._answers import Answers, Lost
+    from nvoci.discover._nvml_process import Outcome
 
 NOBODY = 65534
 SECONDS = 10.0
@@ -45,6 +46,7 @@ _HINTS = {
     "NVML_ERROR_RESET_REQUIRED": "reset it: nvidia-smi --gpu-reset",
     "NVML_ERROR_NO_PERMISSION": f"uid {NOBODY} must be able to open /dev/nvidiactl and /dev/nvidia*: check their modes",
     "NVML_ERROR_MEMORY": "out of memory",
+    "EPERM": "root needs CAP_SETUID and CAP_SETGID for that: run with them, or as another user",
 }
 _MACHINE = posix.uname().machine
 DIRECTORIES = (
@@ -170,22 +172,26 @@ class Question:
         outcome = self._process.outcome()
         log.debug("NVML asked", library=self._path, last=outcome.last, ended=outcome.how, printed=outcome.output)
         about = f"ask NVML {printable(self._path)}"
+        answers = _believed(about, outcome)
+        if answers.complete and answers.system and not answers.failed:
+            return _judge(about, answers, wanted)  # whatever became of the process after that
         if outcome.timed_out:
             hint = "the driver hangs: see the kernel's log for NVRM and Xid, reset the GPU or reboot"
             if outcome.stuck:
-                hint += "; the process waits in the kernel and cannot be killed"
+                hint += "; the process cannot be killed: it waits in the kernel, or CAP_KILL is missing"
             raise HookError(f"{about}: {outcome.last}: no answer within {self._seconds:g} s", hint)
-        try:
-            answers = _answers.read(outcome.lines)
-        except ValueError as e:
-            raise HookError(f"{about}: it answers with {printable(e)}", "is this the driver's own library?") from None
         if answers.failed:
             raise HookError("{}: {}: {}".format(about, *answers.failed), _hint(answers.failed[1]))
-        if not answers.complete or not answers.system:
-            printed = f"; it printed: {outcome.output[-300:]}" if outcome.output else ""
-            how = outcome.how or "ended early"
-            raise HookError(f"{about}: {outcome.last}: {how}", f"is it whole, and the driver's own?{printed}")
-        return _judge(about, answers, wanted)
+        printed = f"; it printed: {outcome.output[-300:]}" if outcome.output else ""
+        how = outcome.how or "ended early"
+        raise HookError(f"{about}: {outcome.last}: {how}", f"is it whole, and the driver's own?{printed}")
+
+
+def _believed(about: str, outcome: Outcome) -> Answers:
+    try:
+        return _answers.read(outcome.lines)
+    except ValueError as e:
+        raise HookError(f"{about}: it answers with {printable(e)}", "is this the driver's own library?") from None
 
 
 class _Borrowed:
@@ -211,8 +217,9 @@ def _judge(about: str, answers: Answers, wanted: Iterable[str]) -> NvmlAnswer:
         low = name.lower()
         if low == "all" or any(_is(gpu, low) for gpu in answers.gpus):
             continue
+        parent = _answers.old_mig_parts(low)[0]
         for lost, problem in zip(answers.lost, problems):
-            if lost.may_be(low):
+            if lost.may_be(low) and not (parent and _is_elsewhere(parent, lost, answers.gpus)):
                 raise HookError(f"use GPU {printable(name)}: {problem.subject}: {problem.error}", problem.hint)
     return NvmlAnswer(gpus=tuple(answers.gpus), problems=problems, **answers.system)
 
@@ -227,7 +234,18 @@ def _is(gpu: Gpu, name: str) -> bool:
     bus_id = _answers.kernel_bus_id(name)
     if name in (str(gpu.index), gpu.uuid.lower()) or (bus_id and bus_id == gpu.pci_bus_id):
         return True
-    return any(name in (mig.name, mig.uuid.lower()) for mig in gpu.mig_devices)
+    parent, *place = _answers.old_mig_parts(name)
+    for mig in gpu.mig_devices:
+        if name in (mig.name, mig.uuid.lower()):
+            return True
+        if parent == gpu.uuid.lower() and place == [str(mig.gpu_instance), str(mig.compute_instance)]:
+            return True
+    return False
+
+
+def _is_elsewhere(parent: str, lost: Lost, gpus: Iterable[Gpu]) -> bool:
+    """Whether the GPU of this UUID, in lower case, is known to be another than that of `lost`."""
+    return any((gpu.index == lost.index) != (gpu.uuid.lower() == parent) for gpu in gpus)
 
 
 def _hint(error: str) -> str:

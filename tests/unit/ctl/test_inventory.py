@@ -134,13 +134,7 @@ def _number(node: Node) -> None:
         (node.root / "dev" / name).chmod(0o666)
 
 
-def _no_gpu(node: Node) -> None:
-    node.built.set_faults({"lost": 1})
-    path = node.root / "proc/driver/nvidia/gpus/0000:0f:00.0"
-    (path / "information").unlink()
-    for each in sorted(path.iterdir()):
-        each.unlink()
-    path.rmdir()
+def _no_device(node: Node) -> None:
     (node.root / "dev/nvidia1").unlink()
 
 
@@ -157,8 +151,8 @@ CHANGES: dict[str, tuple[Callable[[Node], None], str, list[str]]] = {
     "device number": (_number, "a device number in /proc/devices is another than when it was made",
                       ["~ device node /dev/nvidia-uvm-tools: major 510 -> 511",
                        "~ device node /dev/nvidia-uvm: major 510 -> 511"]),
-    "GPU": (_no_gpu, "GPUs came or went",
-            [f"- GPU {UUID.format(1)}", f"- device node /dev/nvidia1 of {UUID.format(1)}"]),
+    "device node": (_no_device, "a watched path is another than when it was made",
+                    [f"- device node /dev/nvidia1 of {UUID.format(1)}"]),
     "file": (_program, "", ["- binary /usr/bin/nvidia-smi"]),
 }  # fmt: skip
 
@@ -184,12 +178,39 @@ def test_refresh_tells_what_changed_and_check_why_it_did_not_hold(node: Node, ca
     assert node.run("check").rc == 0
 
 
-def test_a_lost_gpu_is_warned_of_and_the_rest_is_stored(node: Node) -> None:
+@pytest.mark.parametrize("there", [False, True], ids=["none before", "one before"])
+def test_a_lost_gpu_leaves_no_inventory_until_it_answers(node: Node, there: bool) -> None:
+    if there:
+        node.made()
     node.built.set_faults({"lost": 0})
     result = node.run("refresh")
-    assert (result.rc, result.stderr.count("\n")) == (0, 1)
-    assert result.stderr.startswith("nvoci: warning: ask NVML about GPU 0: ")
-    assert [gpu["uuid"] for gpu in node.document()["found"]["gpus"]] == [UUID.format(1)]
+    assert (result.rc, result.stdout) == (1, "")
+    warning, error = result.stderr.splitlines()
+    assert warning.startswith("nvoci: warning: ask NVML about GPU 0: ")
+    assert error.startswith(f"nvoci: store inventory {node.path}: not stored: ask NVML about GPU 0: ")
+    assert error.endswith("NVML_ERROR_GPU_IS_LOST (container starts ask NVML until it answers)")
+    assert not node.path.exists()
+    node.built.set_faults(None)
+    node.made()
+    assert [gpu["uuid"] for gpu in node.document()["found"]["gpus"]] == [UUID.format(0), UUID.format(1)]
+
+
+def test_a_device_node_that_appears_is_noticed(node: Node) -> None:
+    (node.root / "dev/nvidia1").unlink()
+    assert node.run("refresh").rc == 0
+    assert node.run("check").rc == 0
+    os.mknod(node.root / "dev/nvidia1", 0o020666, os.makedev(195, 1))
+    result = node.run("check")
+    assert (result.rc, "a watched path is another" in result.stdout) == (1, True)
+
+
+def test_a_gpu_whose_procfs_file_is_broken_keeps_nobody_from_the_others(node: Node) -> None:
+    path = node.root / "proc/driver/nvidia/gpus/0000:0f:00.0/information"
+    path.unlink()
+    path.mkdir()
+    node.made()
+    assert dict(node.document()["fingerprint"]["gpus"])["0000:0f:00.0"] == "unreadable: EISDIR"
+    assert node.run("check").rc == 0
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------------------
@@ -309,7 +330,7 @@ from nvoci.discover import inventory
 from nvoci.discover.fingerprint import Sources
 def build():
     raise SystemExit("the inventory does not hold")
-sources = Sources({root!r}, proc={proc!r}, watch={watch!r})
+sources = Sources({root!r}, proc={proc!r}, watch={watch!r}, configuration={configuration!r})
 names = inventory.use(sources, build, lambda found: [gpu.name for gpu in found.gpus], path={path!r})
 print(len(names), *sorted(sys.modules))
 """
@@ -321,7 +342,8 @@ def test_nothing_that_asks_is_loaded_when_the_inventory_holds(node: Node) -> Non
     node.made()
     sources = look.Place(str(node.root)).sources()
     code = USE.format(hooks=str(session.HOOKS), vendor=str(Path(pynvml.__file__).parent), root=str(node.root),
-                      proc=f"{node.root}/proc", watch=sources.watch, path=str(node.path))  # fmt: skip
+                      proc=f"{node.root}/proc", watch=sources.watch, configuration=sources.configuration,
+                      path=str(node.path))  # fmt: skip
     done = proc.run([session.PYTHON, "-ISB", "-c", code])
     count, *modules = done.stdout.split() or [done.stderr]
     assert count == "2"

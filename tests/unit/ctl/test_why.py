@@ -111,6 +111,30 @@ def test_a_wrong_device_is_told_with_its_numbers(nvoci: Invoke, monkeypatch: pyt
     assert (told.rc, "/dev/nvidia1: a regular file, not a character device\n" in told.stdout) == (1, True)
 
 
+def test_a_link_in_a_device_s_place_is_not_the_device_it_leads_to(
+    nvoci: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = copied("no-drm")
+    (node.root / "dev/nvidia1").unlink()
+    (node.root / "dev/nvidia1").symlink_to("nvidia0")
+    options = at(node, monkeypatch)
+    for name in ("/dev/nvidia1", f"{node.root}/dev/nvidia1"):
+        told = nvoci("why", name, *options)
+        assert (told.rc, told.stdout.splitlines()[-1]) == (1, f"{name}: not used")
+        assert "containers get" not in told.stdout
+    assert "/dev/nvidia1: a link, not a character device\n" in nvoci("why", "/dev/nvidia1", *options).stdout
+    told = nvoci("why", "/dev/nvidia0", *options)
+    assert (told.rc, "containers get gpu /dev/nvidia0, " in told.stdout) == (0, True)
+
+
+def test_a_device_below_a_linked_directory_is_the_device(nvoci: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = copied("no-drm")
+    (node.root / "dev").rename(node.root / "devices")
+    (node.root / "dev").symlink_to("/devices")
+    told = nvoci("why", "/dev/nvidia0", *at(node, monkeypatch))
+    assert (told.rc, "containers get gpu /dev/nvidia0, from " in told.stdout) == (0, True)
+
+
 def test_a_broken_library_is_told(nvoci: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     node = copied("no-drm")
     (node.root / f"{LIB[1:]}/libnvcuvid.so.{V}").write_bytes(b"no ELF file")

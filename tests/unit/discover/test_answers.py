@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.discover.nodetree import UUID
 
-from nvoci.discover import _answers
+from nvoci.discover import _answers, nvml
 from nvoci.discover._answers import Lost
 from nvoci.discover.model import Gpu
+from nvoci.errors import HookError
 
 BUS_IDS = {
     "00000000:0F:00.0": "0000:0f:00.0", "0000:0f:00.0": "0000:0f:00.0", "0:f:0": "0000:0f:00.0",
@@ -92,6 +93,16 @@ def test_uuids_of_mig_devices() -> None:
         assert [lost.subject() for lost in found.lost] == ["MIG device 0:0"]
 
 
+def test_a_mig_device_has_its_old_name_too() -> None:
+    lost = [{"lost": {"gpu": {"index": index}, "mig": 1, "call": "c", "error": "e"}} for index in (0, 1)]
+    found = _read({"system": SYSTEM}, {"gpu": _gpu(migs=[_mig()])}, *lost)
+    assert len(nvml._judge("a", found, [OLD_UUID, OLD_UUID.lower()]).gpus) == 1
+    with pytest.raises(HookError, match="MIG device 0:1: c: e"):
+        nvml._judge("a", found, [OLD_UUID.replace("/1/0", "/2/0")])
+    with pytest.raises(HookError, match="MIG device 1:1: c: e"):
+        nvml._judge("a", found, [OLD_UUID.replace("0000/1/0", "0009/1/0")])
+
+
 def test_two_mig_devices_are_not_one() -> None:
     other = "MIG-00000000-aaaa-5bbb-8ccc-000000010001"
     for second in (_mig(index=1, compute_instance=1), _mig(index=1, uuid=other)):
@@ -124,7 +135,12 @@ def test_the_cuda_version(cuda: Any) -> None:
 
 MAY_BE = {
     "3": (True, False), "2": (False, False), "3:1": (True, True), "3:2": (True, False), "2:1": (False, False),
-    "0000:07:00.0": (True, False), "mig-x": (True, True), "gpu-x": (True, False),
+    "0000:07:00.0": (True, False), "mig-00000000-aaaa-5bbb-8ccc-000000010000": (True, True),
+    UUID.format(1).lower(): (True, False), UUID.format(1)[4:]: (True, False),
+    f"mig-{UUID.format(1).lower()}/1/0": (True, True),
+    **dict.fromkeys(["", "none", "void", "x", "-1", "mig-x", "gpu-x", "mig-", "::", "a:b:x", "3:x", "3:", ":", "\u00b2",
+                     "\u0663", "9" * 5000, "3:" + "\u00b2", f"mig-{UUID.format(1).lower()}/1",
+                     f"mig-{UUID.format(1).lower()}/1/\u00b2"], (False, False)),
 }  # fmt: skip
 
 
@@ -137,6 +153,8 @@ def test_what_is_known_of_a_lost_gpu_rules_names_out() -> None:
     lost = _read({"lost": {"gpu": _gpu(), "mig": -1, "call": "c", "error": "e"}}).lost[0]
     assert lost.may_be(UUID.format(0).lower())
     assert lost.may_be("00000000:07:00.0")
+    assert lost.may_be(f"mig-{UUID.format(0).lower()}/1/0")
+    assert not lost.may_be(f"mig-{UUID.format(1).lower()}/1/0")
     assert not lost.may_be(UUID.format(1).lower())
     assert not lost.may_be("0000:08:00.0")
 
