@@ -156,23 +156,104 @@ def test_a_described_cache_and_table_stay_as_they_are() -> None:
 
 def test_every_kind_of_entry_can_be_made() -> None:
     files = [
-        {"path": "/b", "type": "block", "mode": "640", "major": 7, "minor": 300, "uid": 3, "gid": 4},
+        {"path": "/c", "type": "char", "mode": "640", "major": 195, "minor": 300, "uid": 3, "gid": 4},
         {"path": "/f", "type": "fifo", "mode": "600"},
         {"path": "/closed", "type": "dir", "mode": "555"},
         {"path": "/closed/x", "type": "file", "mode": "000", "text": "x"},
         {"path": "/sticky", "type": "dir", "mode": "1777"},
     ]
     root = simnode.build(simnode.load({"files": files}), session.new_dir("node")).root
-    block = (root / "b").stat()
-    assert stat.S_ISBLK(block.st_mode)
-    assert (os.major(block.st_rdev), os.minor(block.st_rdev), block.st_uid, block.st_gid) == (7, 300, 3, 4)
+    device = (root / "c").stat()
+    assert stat.S_ISCHR(device.st_mode)
+    assert (os.major(device.st_rdev), os.minor(device.st_rdev), device.st_uid, device.st_gid) == (195, 300, 3, 4)
     assert stat.S_ISFIFO((root / "f").stat().st_mode)
-    assert [stat.S_IMODE((root / name).stat().st_mode) for name in ("b", "closed", "closed/x", "sticky")] == [
+    assert [stat.S_IMODE((root / name).stat().st_mode) for name in ("c", "closed", "closed/x", "sticky")] == [
         0o640,
         0o555,
         0,
         0o1777,
     ]
+
+
+DIRS = [{"path": path, "type": "dir", "mode": "755"} for path in ("/etc", "/usr")]
+# A link to a directory outside, in the place of one that build itself writes in or removes: entries, in which OUT
+# stands for that directory.
+LEADS_OUT: dict[str, list[dict[str, Any]]] = {
+    "var": [{"path": "/var", "type": "symlink", "target": "OUT"}],
+    "var/cache": [
+        {"path": "/var", "type": "dir", "mode": "755"},
+        {"path": "/var/cache", "type": "symlink", "target": "OUT/cache"},
+    ],
+    "var/cache/ldconfig": [
+        {"path": "/var", "type": "dir", "mode": "755"},
+        {"path": "/var/cache", "type": "dir", "mode": "755"},
+        {"path": "/var/cache/ldconfig", "type": "symlink", "target": "OUT/cache/ldconfig"},
+    ],
+    "proc": [{"path": "/proc", "type": "symlink", "target": "OUT"}],
+    "proc/devices": [
+        {"path": "/proc", "type": "dir", "mode": "755"},
+        {"path": "/proc/devices", "type": "symlink", "target": "OUT/devices"},
+    ],
+    "etc/ld.so.cache": [{"path": "/etc/ld.so.cache", "type": "symlink", "target": "OUT/devices"}],
+    "etc/ld.so.conf": [{"path": "/etc/ld.so.conf", "type": "symlink", "target": "OUT/devices"}],
+    "var of a root within": [
+        *({"path": f"/inner{path}", "type": "dir", "mode": "755"} for path in ("", "/etc", "/usr")),
+        {"path": "/inner/var", "type": "symlink", "target": "OUT"},
+    ],
+}
+
+
+@pytest.mark.parametrize("what", LEADS_OUT)
+def test_links_of_a_description_lead_nothing_out(what: str) -> None:
+    outside, directory = session.new_dir("outside"), session.new_dir("node")
+    (outside / "cache/ldconfig").mkdir(parents=True)
+    (outside / "cache/ldconfig/precious").write_text("x")
+    entries = [{k: str(v).replace("OUT", str(outside)) for k, v in each.items()} for each in LEADS_OUT[what]]
+    node = simnode.load({"files": [*DIRS, *entries]})
+    simnode.build(node, directory, {"lost": 1})
+    found = {str(path.relative_to(outside)) for path in outside.rglob("*")}
+    assert found == {"cache", "cache/ldconfig", "cache/ldconfig/precious"}
+    assert (directory / ".simnode/faults").read_text() == "lost=1\n"
+    for each in entries:
+        if each["type"] == "symlink":
+            assert os.readlink(directory / each["path"][1:]) == each["target"]
+
+
+def test_a_link_put_in_the_place_of_faults_is_not_followed() -> None:
+    outside = session.new_dir("outside")
+    (outside / "faults").write_text("x")
+    node = simnode.build(simnode.load({"files": DIRS}), session.new_dir("node"))
+    (node.root / ".simnode").symlink_to(outside)
+    with pytest.raises(simnode.BuildError, match=r"^write `.*/\.simnode/faults`: ENOTDIR \("):
+        node.set_faults({"lost": 1})
+    node.set_faults(None)
+    assert (outside / "faults").read_text() == "x"
+
+
+def test_a_place_that_is_no_directory_of_the_node_gets_no_cache() -> None:
+    directory = session.new_dir("node")
+    (directory / "etc").symlink_to("/etc")
+    with pytest.raises(simnode.BuildError, match=r"^write `/etc/ld\.so\.cache`: ENOTDIR \(`/etc` is no directory"):
+        maker._write_cache(directory, simnode.load({"files": DIRS}), "")
+
+
+def test_programs_of_a_description_get_nobodys_rights() -> None:
+    program = {"path": "/usr/x", "type": "file", "mode": "6755", "text": "", "uid": 0, "gid": 4}
+    root = simnode.build(simnode.load({"files": [*DIRS, program]}), session.new_dir("node")).root
+    assert stat.S_IMODE((root / "usr/x").stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize(
+    ("kind", "major", "minor"), [("block", 8, 0), ("block", 195, 0), ("char", 1, 1), ("char", 1, 4), ("char", 21, 0)]
+)
+def test_memory_and_disks_of_the_machine_are_refused(kind: str, major: int, minor: int) -> None:
+    entry = {"path": "/usr/x", "type": kind, "mode": "666", "major": major, "minor": minor}
+    node, directory = simnode.load({"files": [*DIRS, entry]}), session.new_dir("node")
+    with pytest.raises(simnode.BuildError) as caught:
+        simnode.build(node, directory)
+    assert str(caught.value).startswith(f"make {kind} `/usr/x` ({major}:{minor}): refused (")
+    assert os.listdir(directory) == []
+    assert not (simnode.build(node, directory, devices=False).root / "usr/x").exists()
 
 
 def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:

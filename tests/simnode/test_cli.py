@@ -51,4 +51,5 @@ def test_help_says_what_run_can_not_do() -> None:
     done = proc.run([SIMNODE, "run", "--help"])
     assert done.rc == 0
     assert "Limits: root is needed." in done.stdout
+    assert "--installed executes, as root, programs and libraries that the description brought" in done.stdout
     assert proc.run([SIMNODE]).rc == 2

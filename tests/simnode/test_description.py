@@ -196,8 +196,41 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     ),
     "note section": (
         changed(lambda d: d["files"][1]["elf"].update(notes=[{"section": ".text", "hex": NOTE}])),
-        r"description: files[1].elf.notes[0].section: `.text` does not match \.note[\x21-\x7e]*",
+        r"description: files[1].elf.notes[0].section: `.text` does not match \.note[A-Za-z0-9._-]*",
     ),
+    "note section that ends its string": (
+        changed(lambda d: d["files"][1]["elf"].update(notes=[{"section": '.note"),x(', "hex": NOTE}])),
+        r'description: files[1].elf.notes[0].section: `.note"),x(` does not match \.note[A-Za-z0-9._-]*',
+    ),
+    "note section with an escape": (
+        changed(lambda d: d["files"][1]["elf"].update(notes=[{"section": ".note\\n", "hex": NOTE}])),
+        r"description: files[1].elf.notes[0].section: `.note\n` does not match \.note[A-Za-z0-9._-]*",
+    ),
+    "note section with a line end": (
+        changed(lambda d: d["files"][1]["elf"].update(notes=[{"section": ".note\n", "hex": NOTE}])),
+        r"description: files[1].elf.notes[0].section: `.note\n` does not match \.note[A-Za-z0-9._-]*",
+    ),
+    "simnode's own": (
+        {"files": [{"path": "/.simnode", "type": "symlink", "target": "/tmp"}]},
+        "description: files[0].path: `/.simnode` and what is below it is simnode's own",
+    ),
+    "below simnode's own": (
+        {"files": [{**DIR, "path": "/.simnode/faults"}]},
+        "description: files[0].path: `/.simnode` and what is below it is simnode's own",
+    ),
+    "surrogate in a path": (
+        {"files": [DIR, {**DIR, "path": "/a\ud800"}]},
+        "description: files[1].path: holds a lone surrogate, U+D800, as character 2",
+    ),
+    "surrogate in a text": (
+        {"files": [{"path": "/a", "type": "file", "mode": "644", "text": "x\udfff"}]},
+        "description: files[0].text: holds a lone surrogate, U+DFFF, as character 1",
+    ),
+    "surrogate in an answer": (
+        changed(lambda d: d["nvml"]["gpus"][0].update(name="\ud834")),
+        "description: nvml.gpus[0].name: holds a lone surrogate, U+D834, as character 0",
+    ),
+    "surrogate in a key": ({"files": [], "\ud800": 1}, r"description: unknown key `\ud800`"),
     "answers of nobody": (
         changed(lambda d: d["files"].pop()),
         "description: nvml: no file has the soname libnvidia-ml.so.1: nothing can answer",

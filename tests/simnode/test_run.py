@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
+import click
 import pytest
 from lib import proc, session, simnode
 from simnode.nodes import built, fresh, needs_x86
@@ -107,6 +109,61 @@ def test_faults_reach_the_command() -> None:
     assert done.stderr.startswith("simnode: fault `lose=1`: none of lost, ")
 
 
+FAULTS = "/run/.simnode-faults"
+
+
+@cache
+def nvoci() -> Path:
+    """An entry file in the installer's form, for the interpreter that runs these tests."""
+    path = session.new_dir("bin") / "nvoci"
+    vendor = Path(click.__file__).parent.parent
+    path.write_text(
+        f"#!{session.PYTHON} -ISB\nimport sys\nsys.path[:0] = [{str(session.HOOKS)!r}, {str(vendor)!r}]\n"
+        "from nvoci.ctl.main import main\nmain()\n"
+    )
+    path.chmod(0o755)
+    return path
+
+
+def gpus_of(node: simnode.Built, *options: str, installed: bool = True) -> list[int]:
+    """What `nvoci info`, whose NVML process clears its environment, tells of a node under `simnode run`."""
+    where = () if installed else ("--driver-root", node.root)
+    options = ("--installed", *options) if installed else options
+    done = run(node, nvoci(), "info", "--json", *where, options=options)
+    assert done.rc == 0, done.stderr
+    return [gpu["index"] for gpu in json.loads(done.stdout)["gpus"]]
+
+
+@needs_x86
+def test_faults_reach_nvoci() -> None:
+    node = built("a100")
+    assert gpus_of(node) == list(range(8))
+    assert gpus_of(node, "--fault", "lost=3") == [0, 1, 2, 4, 5, 6, 7]
+    assert gpus_of(node, "--fault", "lost=3", installed=False) == [0, 1, 2, 4, 5, 6, 7]
+    assert gpus_of(node) == list(range(8))
+    assert not os.path.lexists(FAULTS)
+
+
+@needs_x86
+def test_faults_of_the_node_reach_nvoci_and_others_replace_them() -> None:
+    node = fresh("no-drm", {"lost": 0})
+    for installed in (True, False):
+        assert gpus_of(node, installed=installed) == [1]
+        assert gpus_of(node, "--fault", "lost=1", installed=installed) == [0]
+    assert (node.root / ".simnode/faults").read_text() == "lost=0\n"
+    done = run(node, "sh", "-c", f"stat -c '%a %u' {FAULTS}; cat {FAULTS}", options=("--fault", "lost=1"))
+    assert done.stdout == "644 0\nlost=1"
+    assert not os.path.lexists(FAULTS)
+
+
+def test_a_link_in_the_place_of_faults_is_not_followed() -> None:
+    node = simnode.build(simnode.load(simnode.sample("tegra")), session.new_dir("node"))
+    (node.root / ".simnode").mkdir()
+    (node.root / ".simnode/faults").symlink_to("/etc/passwd")
+    done = run(node, "test", "!", "-e", FAULTS)
+    assert done.rc == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [(("true",), 0), (("sh", "-c", "exit 7"), 7), (("sh", "-c", "kill -9 $$"), 137), (("/nowhere/x",), 127)],
@@ -165,6 +222,16 @@ def test_a_directory_that_is_no_node_is_told(tmp_path: Path) -> None:
     )
     done = proc.run([SIMNODE, "run", built("tegra").root])
     assert (done.rc, done.stderr) == (1, "simnode: run: no command given\n")
+
+
+@pytest.mark.parametrize("name", ["run", "sys", "usr"])
+def test_a_node_with_a_link_at_its_top_is_refused(name: str) -> None:
+    files = [{"path": f"/{each}", "type": "dir", "mode": "755"} for each in ("dev", "proc")]
+    files.append({"path": f"/{name}", "type": "symlink", "target": "/etc"})
+    node = simnode.build(simnode.load({"files": files}), session.new_dir("node"))
+    done = run(node, "true")
+    told = f"simnode: show `{node.root}/{name}`: ELOOP (it is a link; a node that is run needs a directory)\n"
+    assert (done.rc, done.stdout, done.stderr) == (1, "", told)
 
 
 def test_root_is_needed(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,6 +81,50 @@ def test_text_in_c_holds_nothing_that_c_would_read() -> None:
     assert r"\042\047\140\044\050id\051" in text
     assert "\\033[2J" not in text  # nor a bracket
     assert "\x1b" not in text
+
+
+AWKWARD = {
+    "quote": 'a"b',
+    "ends the string": 'GPU"; int x; static const char y[] = "',
+    "backslash": "a\\nb\\",
+    "line ends": "a\nb\r\n",
+    "trigraphs": "??/\"??'??=include <x>",
+    "digit after an escape": "\n1\x018",
+    "comment": "/* // */",
+    "format": "%s%n",
+    "other bytes": "\u00e9\u4e2d\udcff\x7f",
+}
+
+
+@pytest.mark.parametrize("what", AWKWARD)
+def test_a_compiler_reads_the_text_that_was_meant(what: str, tmp_path: Path) -> None:
+    text = AWKWARD[what]
+    literal = header._string(text)
+    assert re.fullmatch(r'"([A-Za-z0-9 _.:/+-]|\\[0-7]{3})*"', literal)
+    (tmp_path / "x.c").write_text(
+        f"#include <stdio.h>\nint main(void) {{ static const char t[] = {literal};\n"
+        "return fwrite(t, 1, sizeof t, stdout) != sizeof t; }\n"
+    )
+    subprocess.run(["gcc", "-trigraphs", "-Werror", "-o", tmp_path / "x", tmp_path / "x.c"], check=True)
+    done = subprocess.run([tmp_path / "x"], capture_output=True, check=True)
+    assert done.stdout == text.encode("utf-8", "surrogateescape") + b"\0"
+
+
+def test_every_text_of_a_description_is_escaped_in_c() -> None:
+    """All that may be any text: path, versions, name, UUIDs, serial number, also of MIG devices."""
+    document, evil = simnode.sample("a100-mig"), '"??=\\\n};'
+    library = next(e for e in document["files"] if e.get("elf", {}).get("soname") == "libnvidia-ml.so.1")
+    document["files"].append({**library, "path": library["path"] + evil})
+    nvml = document["nvml"]
+    nvml.update(driver_version=evil, nvml_version=evil)
+    nvml["gpus"][0].update({key: evil + key for key in ("name", "uuid", "serial")})
+    nvml["gpus"][0]["mig_devices"][0].update(name=evil, uuid=evil + "mig")
+    node = simnode.load(document)
+    text = header.text(node.entry(library["path"] + evil), node.nvml or {})
+    escaped = r"\042\077\077\075\134\012\175\073"
+    assert text.count(escaped) == 8
+    assert "?" not in text
+    assert all(line.count('"') % 2 == 0 for line in text.splitlines())
 
 
 ARCHITECTURES = {

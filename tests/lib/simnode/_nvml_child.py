@@ -1,6 +1,7 @@
 """Asks one NVML library everything a description holds: `python _nvml_child.py LIBRARY`; JSON on what was stdout.
 
-A program of its own, since a driver library may hang, crash and write to stdout. Needs pynvml.
+A program of its own, since a driver library may hang, crash and write to stdout. Root becomes nobody before anything
+of the library is loaded, and can not get back (no_new_privs). Needs pynvml.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +18,20 @@ from typing import Any
 
 import pynvml as nvml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+_TESTS = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(_TESTS), str(_TESTS.parent / "hooks")]
 sys.dont_write_bytecode = True
 
 from lib.simnode.answers import MAX_LINKS, NOT_SUPPORTED, P2P_CAPABILITIES, architecture  # noqa: E402
 from lib.simnode.header import nvml_version, own_version  # noqa: E402
+from nvoci.discover.nvml import node_groups  # noqa: E402
+from nvoci.linux import abi  # noqa: E402
+from nvoci.linux.syscalls import prctl  # noqa: E402
 
 _INVALID_ARGUMENT = 2
 _PROFILES = 0x20  # more than there are of any kind
 _WORDS = 64
+_NOBODY = 65534
 
 
 def ask(call: Callable[..., Any], *arguments: Any) -> Any:
@@ -43,11 +51,27 @@ def main() -> None:
     """Load the library by its path: by its soname, libnvidia-ml.so.1, pynvml then gets the same."""
     out = os.dup(1)
     os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+    become_nobody()
     ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
     begun = ask(nvml.nvmlInit)
     found = begun if is_error(begun) else node(sys.argv[1])
     with os.fdopen(out, "w") as file:
         json.dump(found, file)
+
+
+def become_nobody() -> None:
+    """Give up root's rights for good, but for groups that may use the driver's device nodes; die with the parent."""
+    parent = os.getppid()
+    groups = node_groups()  # looks at /dev
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if os.geteuid() == 0:
+        os.setgroups(groups)
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    prctl(abi.PR_SET_NO_NEW_PRIVS, 1)
+    prctl(abi.PR_SET_PDEATHSIG, signal.SIGKILL)  # after setresuid, which clears it
+    if os.getppid() != parent:
+        sys.exit("the parent is gone")
 
 
 def node(path: str) -> dict[str, Any]:

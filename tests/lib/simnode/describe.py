@@ -1,9 +1,9 @@
 """The description of a node that is there: a real one, or one that was built.
 
 A description read, built and described is the same again, but for: the order of its files; directories that other
-entries make necessary; `uid` and `gid` of 0; the case of hexadecimal digits; zero words at the end of an affinity; and
-files longer than 256 KiB, which keep their first 256 bytes. ld.so.cache is never described, and /proc/devices only
-where it does not follow from the device nodes.
+entries make necessary; `uid` and `gid` of 0; the case of hexadecimal digits; zero words at the end of an affinity;
+files longer than 256 KiB, which keep their first 256 bytes; and bits of a regular file's mode above 777. ld.so.cache is
+never described, and /proc/devices only where it does not follow from the device nodes.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import errno
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lib.simnode import elfread, majors, places
+from lib.simnode import faults as fault_words
 from lib.simnode.description import DRIVER_NOT_LOADED, ElfFile, Entry, Node, load
 from lib.simnode.nvmllib import can_answer
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 PYTHON = CHECKOUT / ".venv/bin/python"
 NVML_SECONDS = 20
+_ENVIRONMENT = ("PATH", fault_words.VARIABLE)
 _TIMEOUT, _UNKNOWN = 10, 999
 _WHOLE, _PART = 256 << 10, 256
 _KINDS = {
@@ -177,6 +180,23 @@ def _configured(top: str) -> list[str]:
     return list(dict.fromkeys(os.path.normpath(each) for each in found))
 
 
+def _run(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+    """As subprocess.run; what the command has started in its process group ends with it."""
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True, cwd="/"
+    )
+    try:
+        stdout, stderr = child.communicate(timeout=NVML_SECONDS)
+    finally:
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        child.wait()
+    return subprocess.CompletedProcess(command, child.returncode, stdout, stderr)
+
+
 def _ask_nvml(teller: _Teller, files: list[Entry]) -> dict[str, Any] | None:
     """The answers of the library that libnvidia-ml.so.1 leads to; None where none can be loaded here."""
     able = [e for e in Node(tuple(files)).nvml_libraries if can_answer(e)]
@@ -188,11 +208,10 @@ def _ask_nvml(teller: _Teller, files: list[Entry]) -> dict[str, Any] | None:
         teller.warnings.append(f"ask `{library}`: ENOENT (`{PYTHON}` is not there: run scripts/setup-venv)")
         return None
     command = [str(PYTHON), "-I", str(Path(__file__).with_name("_nvml_child.py")), teller.on_disk(library)]
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("LD_", "PYTHON"))}
+    # A stranger's library: it sees nothing of the caller's environment, and _nvml_child.py gives it nobody's rights.
+    env = {key: value for key, value in os.environ.items() if key in _ENVIRONMENT}
     try:
-        done = subprocess.run(
-            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=NVML_SECONDS
-        )
+        done = _run(command, env)
     except subprocess.TimeoutExpired:
         teller.warnings.append(f"ask `{library}`: ETIMEDOUT (no answer in {NVML_SECONDS} s)")
         return {"error": _TIMEOUT}

@@ -12,7 +12,8 @@
              "notes": [{"section": ".note.x", "hex": the bytes of the section, which holds one note}]}
 
 Every directory on the way to an entry stands in the list as well, and is no link: what is written below a root can not
-leave it.
+leave it. /.simnode is simnode's own. Of a regular file `build` sets no bits of the mode above 777, and it refuses block
+devices and the character devices of memory and disks.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ MACHINES = {  # e_machine in elf.h's spelling -> elfmaker's name
     "EM_MIPS": "mips",
 }
 _MODE = "[0-7]{3,4}"
+_OWN = "/.simnode"
+# Goes into C and assembler source; these are the names that compilers and linkers make.
+NOTE_SECTION = r"\.note[A-Za-z0-9._-]*"
 _BY_TYPE = {
     "dir": ({"mode"}, {"uid", "gid"}),
     "symlink": ({"target"}, set()),
@@ -198,6 +202,8 @@ def _entry(at: At) -> Entry:
     path = members["path"].text(4095)
     if not path.startswith("/") or path == "/" or str(PurePosixPath(path)) != path or ".." in path.split("/"):
         members["path"].fail(f"`{path}` is no absolute path in its shortest form")
+    if path == _OWN or path.startswith(f"{_OWN}/"):
+        members["path"].fail(f"`{_OWN}` and what is below it is simnode's own")
     if any(len(part.encode("utf-8", "surrogateescape")) > 255 for part in path.split("/")):
         members["path"].fail("a name in it is longer than 255 bytes")
     values: dict[str, Any] = {}
@@ -235,7 +241,7 @@ def _elf(at: At) -> ElfFile:
 
 def _note(at: At) -> ElfNote:
     members = at.object({"section", "hex"})
-    note = ElfNote(members["section"].text(64, r"\.note[\x21-\x7e]*"), members["hex"].hex())
+    note = ElfNote(members["section"].text(64, NOTE_SECTION), members["hex"].hex())
     if len(note.raw) < 12:
         members["hex"].fail("shorter than the header of a note")
     section, owner, kind, desc = note.parts

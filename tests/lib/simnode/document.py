@@ -48,12 +48,17 @@ class At:
         return [At(value, self.document, f"{self.place}[{i}]") for i, value in enumerate(self.value)]
 
     def text(self, most: int = MAX_BYTES, pattern: str = "") -> str:
-        """A string of at most `most` bytes in UTF-8, without NUL; `pattern` must match all of it."""
+        """A string of at most `most` bytes in UTF-8, without NUL; `pattern` must match all of it. U+DC80..U+DCFF stand
+        for bytes that are no UTF-8, as in Python's names of files; other surrogates are an error."""
         if not isinstance(self.value, str):
             self.fail(f"{_kind(self.value)}, not a string")
         if "\0" in self.value:
             self.fail("holds a NUL character")
-        if len(self.value.encode("utf-8", "surrogateescape")) > most:
+        try:
+            size = len(self.value.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError as e:
+            self.fail(f"holds a lone surrogate, U+{ord(self.value[e.start]):04X}, as character {e.start}")
+        if size > most:
             self.fail(f"longer than {most} bytes")
         if pattern and not re.fullmatch(pattern, self.value):
             self.fail(f"`{self.value}` does not match {pattern}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from lib import elfmaker
-from lib.simnode.description import MACHINES, ElfFile, ElfNote
+from lib.simnode.description import MACHINES, NOTE_SECTION, ElfFile, ElfNote
 from nvoci.elf import Elf, ElfError
 
 _BY_NUMBER = {elfmaker.MACHINES[name][0]: em for em, name in MACHINES.items()}
@@ -54,8 +55,8 @@ def _notes(fd: int, bits: int) -> Iterator[ElfNote]:
     for section in sections:
         raw = os.pread(fd, min(section[5], _MOST_NOTE), section[4]) if section[1] == _SHT_NOTE else b""
         name = names[section[0] :].partition(b"\0")[0].decode("latin-1")
-        if len(raw) >= 12 and name.startswith(".note"):
+        if len(raw) >= 12 and len(name) <= 64 and re.fullmatch(NOTE_SECTION, name):
             note = ElfNote(name, raw)
             section_name, owner, kind, desc = note.parts
-            if elfmaker.note_section(owner, kind, desc) == raw:
+            if elfmaker.note_section(owner, kind, desc) == raw and owner.isascii():
                 yield ElfNote(section_name, raw)

@@ -1,4 +1,6 @@
-"""Faults of the simulated NVML library, as text: in NVOCI_SIMNODE_FAULTS, or in the file /.simnode/faults of the node.
+"""Faults of the simulated NVML library, as text: in NVOCI_SIMNODE_FAULTS; else in the file /.simnode/faults of the
+node, where the library finds it by its own path; else in /run/.simnode-faults, which `simnode run` makes for its
+command.
 
 One word for each, separated by blanks or newlines; CALL is the name of an NVML function, whatever its _vN, or `init`
 (nvmlInit and nvmlInitWithFlags), `load` (while it is loaded), `any`; CALL@2 is meant for GPU 2 and its MIG devices.
@@ -23,6 +25,7 @@ from typing import Any
 
 VARIABLE = "NVOCI_SIMNODE_FAULTS"
 FILE = ".simnode/faults"
+RUN_FILE = "/run/.simnode-faults"  # for programs that clear the environment, and a library that lies at /usr/lib
 MOST = 32  # FAULTS_MAX of nvml.c
 _CALL = r"(?:init|load|any|nvml[A-Za-z0-9]+(?:_v\d+)?)(?:@\d{1,3})?"
 _FORMS = {

@@ -59,6 +59,8 @@ def _system(nvml: Mapping[str, Any], own: str) -> Iterable[str]:
 
 
 def _string(value: str) -> str:
+    """A string literal of C. All but a few harmless characters are octal escapes, which end after three digits: a
+    compiler sees no quotes, backslashes, line ends or trigraphs ("??/") in it."""
     data = value.encode("utf-8", "surrogateescape")
     return '"' + "".join(chr(b) if _PLAIN.match(bytes([b])) else f"\\{b:03o}" for b in data) + '"'
 
@@ -172,5 +174,5 @@ def _mig(mig: Mapping[str, Any], gpu: int, gpu_start: int, compute_start: int) -
 def _notes(notes: Iterable[ElfNote]) -> Iterable[str]:
     for index, note in enumerate(notes):
         data = ", ".join(map(str, note.raw))
-        where = f'__attribute__((section("{note.section}"), aligned(4), used))'
+        where = f"__attribute__((section({_string(note.section)}), aligned(4), used))"
         yield f"{where} static const unsigned char NOTE_{index}[] = {{{data}}};"

@@ -27,6 +27,10 @@ SYSTEM_DIRECTORIES = (
     *("/lib64", "/usr/lib64", *(f"/{top}/{t}" for top in ("lib", "usr/lib") for t in _TRIPLETS)),
     *("/lib", "/usr/lib"),
 )
+# Real device nodes that would hand out the machine whatever their mode says: its memory and ports (mem(4)), its disks
+# (sg(4); block nodes are refused altogether). No GPU has them.
+_MACHINE_NODES = {(1, 1), (1, 2), (1, 4)}
+_SCSI_GENERIC = 21
 _TYPES = {"char": stat.S_IFCHR, "block": stat.S_IFBLK, "socket": stat.S_IFSOCK, "fifo": stat.S_IFIFO}
 
 
@@ -47,13 +51,15 @@ class Built:
         """From the next nvmlInit on, in every process whose environment says nothing else; None: no more of them."""
         path = self.root / fault_words.FILE
         if not faults:
-            shutil.rmtree(path.parent, ignore_errors=True)
+            if not path.parent.is_symlink():
+                shutil.rmtree(path.parent, ignore_errors=True)
             return
         words = fault_words.text(faults)
         path.parent.mkdir(exist_ok=True)
+        if not _is_real_directory(self.root, "/" + path.parent.name):
+            raise BuildError(f"write `{path}`: ENOTDIR (`{path.parent}` is a link or no directory: remove it)")
         path.parent.chmod(0o755)
-        path.write_text(words + "\n")
-        path.chmod(0o644)
+        _write(path, f"{words}\n".encode(), 0o644)
 
     @property
     def nvml_link(self) -> Path | None:
@@ -65,9 +71,13 @@ def build(
     node: Node, directory: str | Path, faults: Mapping[str, Any] | str | None = None, *, devices: bool = True
 ) -> Built:
     """Make the node below `directory`, which is made or must be empty. BuildError: one line. devices=False leaves out
-    what only a privileged process can make. On failure what was made stays, for a look at it."""
+    what only a privileged process can make. Whatever the description says, nothing outside of `directory` is written,
+    and nothing below it runs with more than its caller's rights: regular files lose set-user-ID and the like, and
+    nodes that would open the machine's memory or disks are refused. On failure what was made stays, for a look."""
     root = Path(directory).resolve()
     fault_words.text(faults)
+    for entry in node.files if devices else ():
+        _refuse(entry)
     _make_root(root)
     for entry in node.files:
         if devices or entry.kind not in {"char", "block"}:
@@ -87,6 +97,13 @@ def roots(node: Node) -> list[str]:
     directories = {e.path for e in node.files if e.kind == "dir"}
     found = [path.removesuffix("/etc") for path in sorted(directories) if path.endswith("/etc")]
     return [path for path in found if f"{path}/usr" in directories]
+
+
+def _refuse(entry: Entry) -> None:
+    number = (entry.major, entry.minor)
+    if entry.kind == "block" or (entry.kind == "char" and (number in _MACHINE_NODES or number[0] == _SCSI_GENERIC)):
+        hint = "this is the machine's own memory or disk, and no GPU: take it out, or leave out devices"
+        raise BuildError(f"make {entry.kind} `{entry.path}` ({entry.major}:{entry.minor}): refused ({hint})")
 
 
 def _make_root(root: Path) -> None:
@@ -138,23 +155,25 @@ def _set_owner_and_mode(root: Path, entry: Entry, *, devices: bool) -> None:
     try:
         if (entry.uid or 0, entry.gid or 0) != (path.lstat().st_uid, path.lstat().st_gid) and os.geteuid() == 0:
             os.lchown(path, entry.uid or 0, entry.gid or 0)
-        path.chmod(entry.mode)
+        # A description may be a stranger's: its programs get nobody's rights. Of directories these bits are harmless.
+        path.chmod(entry.mode & 0o777 if entry.kind == "file" else entry.mode)
     except OSError as e:
         raise BuildError(f"set owner {entry.uid or 0}:{entry.gid or 0} and mode of `{entry.path}`: {_name(e)}")
 
 
 def _derive_majors(root: Path, node: Node) -> None:
     """/proc/devices follows from the device nodes, unless it is described."""
-    path = root / "proc/devices"
-    if path.parent.is_dir() and not path.exists():
-        path.write_bytes(majors.derive(node))
-        path.chmod(0o444)
+    described = any(e.path == "/proc/devices" for e in node.files)
+    if not described and _is_directory(node, "/proc") and _is_real_directory(root, "/proc"):
+        _write(root / "proc/devices", majors.derive(node), 0o444)
 
 
 def _write_cache(root: Path, node: Node, place: str) -> None:
     """ld.so.cache of one root, by the real ldconfig, in a mount namespace of its own; it makes no links (-X)."""
     if any(e.path == f"{place}/{LD_SO_CACHE}" for e in node.files):
         return
+    if not _is_real_directory(root, f"{place}/etc"):
+        raise BuildError(f"write `{place}/{LD_SO_CACHE}`: ENOTDIR (`{place}/etc` is no directory of the node)")
     own = root / place[1:]
     conf = "etc/ld.so.conf"
     directories = [name for name in SYSTEM_DIRECTORIES if _is_directory(node, f"{place}{name}")]
@@ -164,7 +183,7 @@ def _write_cache(root: Path, node: Node, place: str) -> None:
         command = [*private, *command] if _runs([*private, "/bin/true"]) else command
     had_conf = os.path.lexists(own / conf)
     if not had_conf:
-        (own / conf).write_text("")  # or it complains
+        _write(own / conf, b"", 0o644)  # or it complains
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=60
@@ -190,11 +209,33 @@ def _runs(command: list[str]) -> bool:
 
 
 def _forget(node: Node, root: Path, path: str) -> None:
-    """ldconfig's own cache, with the directories it has made for it."""
-    for each in (PurePosixPath(path), *PurePosixPath(path).parents):
-        if str(each) == "/" or any(e.path == str(each) for e in node.files):
+    """ldconfig's own cache, with the directories it has made for it. Where the description has anything but a directory
+    on the way, a link above all, the way may lead out of the node: nothing is removed then."""
+    kinds = {e.path: e.kind for e in node.files}
+    line = (PurePosixPath(path), *PurePosixPath(path).parents[:-1])
+    if any(kinds.get(str(each), "dir") != "dir" for each in line):
+        return
+    for each in line:
+        if str(each) in kinds or not _is_real_directory(root, str(each.parent)):
             return
         shutil.rmtree(root / str(each)[1:], ignore_errors=True)
+
+
+def _is_real_directory(root: Path, path: str) -> bool:
+    """Whether `path` and everything above it is a directory on disk, and no link."""
+    line = (PurePosixPath(path), *PurePosixPath(path).parents)
+    try:
+        return all(stat.S_ISDIR((root / str(each)[1:]).lstat().st_mode) for each in line)
+    except OSError:
+        return False
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    """A file in a directory that was looked at before; a link in its place is an error (ELOOP)."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        os.fchmod(fd, mode)
 
 
 def _find_nvml(root: Path, node: Node) -> Path | None:

@@ -1,7 +1,8 @@
-/* Faults: the words of NVOCI_SIMNODE_FAULTS, or of the file /.simnode/faults of the node this library lies in.
+/* Faults: the words of NVOCI_SIMNODE_FAULTS; else of the file /.simnode/faults of the node this library lies in; else of
+ * /run/.simnode-faults, which `simnode run` makes in its mount namespace.
  *
- * The library finds that file by its own real path, from which it takes what the description says: mounted elsewhere,
- * in a container say, it has no faults but those of the environment.
+ * The library finds the node's file by its own real path, from which it takes what the description says. Mounted
+ * elsewhere, at /usr/lib or in a container say, it does not find that file.
  */
 
 #include <ctype.h>
@@ -71,17 +72,21 @@ static int faults_path(char out[PATH_MAX]) {
     return 1;
 }
 
+/* Whether the file is there; a FIFO or the like is not waited for. */
+static int read_words(const char *path, char text[FAULTS_TEXT]) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0) return 0;
+    ssize_t size = read(fd, text, FAULTS_TEXT - 1);
+    text[size > 0 ? size : 0] = 0;
+    close(fd);
+    return 1;
+}
+
 static void read_faults(void) {
     char text[FAULTS_TEXT] = "", path[PATH_MAX], *rest = text;
     const char *environment = getenv("NVOCI_SIMNODE_FAULTS");
-    if (environment) {
-        snprintf(text, sizeof text, "%s", environment);
-    } else if (faults_path(path)) {
-        int fd = open(path, O_RDONLY | O_CLOEXEC);
-        ssize_t size = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
-        text[size > 0 ? size : 0] = 0;
-        if (fd >= 0) close(fd);
-    }
+    if (environment) snprintf(text, sizeof text, "%s", environment);
+    else if (!faults_path(path) || !read_words(path, text)) read_words("/run/.simnode-faults", text);
     faults_count = 0;
     for (char *word; (word = strtok_r(rest, " \t\n", &rest));) add_fault(word);
 }

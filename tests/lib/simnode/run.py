@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lib.simnode import majors
+from lib.simnode import faults, majors
 from lib.simnode.maker import LDCONFIG, SYSTEM_DIRECTORIES, UNSHARE
 from lib.simnode.nvmllib import BuildError
 from nvoci.linux import abi
@@ -29,6 +29,8 @@ _GPU_NODES = ("nvidia*", "dri", "nvhost*", "nvmap", "nvgpu", "gdrdrv", "dxg")
 _PCI = "/sys/bus/pci/devices"
 _OWN = ".simnode"
 _WORK = f"/run/{_OWN}"
+_MOST_WORDS = 4095  # FAULTS_TEXT of nvml_faults.h, less the NUL
+_SHOWN = ("run", "dev", "proc", "sys", "usr", "etc", "opt")
 _NEVER_COVERED = ("/", "/proc", "/sys")
 
 
@@ -77,7 +79,11 @@ def inside(root: Path, command: Sequence[str], *, installed: bool) -> int:
 
 
 def show(root: Path, *, installed: bool) -> None:
-    """All mounts, in a mount namespace that is nobody else's."""
+    """All mounts, in a mount namespace that is nobody else's. A node whose top directories are links is refused: what
+    they lead to would be mounted."""
+    for name in _SHOWN:
+        if os.path.islink(root / name):
+            raise BuildError(f"show `{root / name}`: ELOOP (it is a link; a node that is run needs a directory)")
     mask = os.umask(0)
     try:
         _show_run(root)
@@ -139,11 +145,35 @@ def _show_run(root: Path) -> None:
     names = [
         name for name in _names(root / "run") if os.path.islink(root / "run" / name) or _names(root / "run" / name)
     ]
-    _cover("/run", lambda name: name in (*names, "nvoci", _OWN))
+    _cover("/run", lambda name: name in (*names, "nvoci", _OWN, os.path.basename(faults.RUN_FILE)))
     os.mkdir(_WORK, 0o700)
+    _show_faults(root)
     for name in _names(root / "run"):
         if not os.path.lexists(f"/run/{name}"):
             _again(str(root / "run" / name), f"/run/{name}")
+
+
+def _show_faults(root: Path) -> None:
+    """The faults of the environment, else the node's as they are now, in a file for processes that clear their
+    environment. Where the node has a file of its own, that of the environment covers it."""
+    own, words = root / faults.FILE, os.environ.get(faults.VARIABLE)
+    is_file = stat.S_ISREG(_mode(own)) and stat.S_ISDIR(_mode(own.parent))
+    data = words.encode("utf-8", "surrogateescape") if words is not None else own.read_bytes() if is_file else b""
+    if not data and words is None:
+        return
+    fd = os.open(faults.RUN_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data[:_MOST_WORDS])
+    if words is not None and is_file:
+        _bind(faults.RUN_FILE, own)
+
+
+def _mode(path: Path) -> int:
+    """st_mode of the file itself, were it a link; 0 if it is not there."""
+    try:
+        return path.lstat().st_mode
+    except OSError:
+        return 0
 
 
 def _show_dev(root: Path) -> None:
