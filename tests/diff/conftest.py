@@ -9,7 +9,7 @@ import pytest
 from diff import judge, story
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def node() -> Iterator[story.Node]:
     """The layouts' base directories and the drivers."""
     if os.geteuid() != 0:

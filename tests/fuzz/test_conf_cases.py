@@ -62,7 +62,7 @@ SHAPES: dict[str, tuple[Files, float, int | None, int]] = {
         {"etc/ld.so.conf": b"include c/*\n", **{f"etc/c/{i}": b"\n" * (MIB - 1) for i in range(20)}},
         0.100, errno.EFBIG, 0,
     ),
-    "one line, 1 MiB": ({"etc/ld.so.conf": b"/" + b"a" * (MIB - 1)}, 0.010, None, 1),
+    "one line, 1 MiB": ({"etc/ld.so.conf": b"/" + b"a" * (MIB - 1)}, 0.010, None, 0),
     "one comment, 1 MiB": ({"etc/ld.so.conf": b"/a#" + b"#" * (MIB - 4) + b"\n"}, 0.010, None, 1),
     "one line, 10 MiB": ({"etc/ld.so.conf": b"a" * 10 * MIB}, 0.010, errno.EFBIG, 0),
     "hwcap lines": ({"etc/ld.so.conf": b"hwcap 1 nosegneg\nhwcap\nhwcap \xff\n" * 200 + b"/a\n"}, 0.010, None, 1),

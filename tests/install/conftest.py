@@ -79,6 +79,9 @@ def copy_installer(top: Path) -> Checkout:
     site.mkdir(parents=True)
     for name in (
         "click",
+        "nvidia_ml_py-*.dist-info",
+        "pynvml*",
+        "example.py",
         "yaml",
         "_yaml",
         "structlog",
@@ -87,7 +90,7 @@ def copy_installer(top: Path) -> Checkout:
         "structlog-*.dist-info",
     ):
         for source in SITE.glob(name):
-            shutil.copytree(source, site / source.name)
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, site / source.name)
     return Checkout(top)
 
 

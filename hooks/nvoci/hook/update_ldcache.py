@@ -11,7 +11,7 @@ On a read-only root the drop-ins cannot be written; the new cache is then mounte
 from __future__ import annotations
 
 from _stat import S_IMODE, S_ISDIR
-from errno import ELOOP, ENOENT, ENOTDIR
+from errno import EFBIG, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR
 
 from nvoci import log
 from nvoci.errors import HookError, hook_error, printable
@@ -92,7 +92,7 @@ def plan(prepared: Prepared, container: Container) -> list[Operation]:
         hint = "ld.so.conf and what it includes must be regular files, no more than 1024 and 1 MiB in all"
         raise hook_error("update-ldcache: read", e.filename or conf.CONF, e, hint) from None
     musl_like = _is_file(rootfs, b"etc/alpine-release")
-    before, _ = _read(rootfs, dropins.FOLDER + dropins.FOLDERS, b"")
+    before = _earlier_drop_in(rootfs)
     path_file, note = _musl_path(rootfs, [*folders, *system], before) if musl_like else (b"", b"")
     earlier = [line for line in before.split(b"\n") if line.startswith(b"/")]
     engine = _engine(container, prepared.program, directories, earlier)
@@ -170,6 +170,16 @@ def _musl_mount(container: Container, path_file: bytes) -> list[Operation]:
         raise HookError(message, hint)
     log.warning(f"update-ldcache: {message}; {hint}")
     return []
+
+
+def _earlier_drop_in(rootfs: Rootfs) -> bytes:
+    """What an earlier start wrote; nothing where something else has its place, which is replaced or refused later."""
+    try:
+        return rootfs.read_file(dropins.FOLDER + dropins.FOLDERS, conf.MAX_CONF)
+    except OSError as e:
+        if e.errno not in (ENOENT, ENOTDIR, ELOOP, EINVAL, EISDIR, EFBIG):
+            raise
+        return b""
 
 
 def _read(rootfs: Rootfs, path: bytes, default: bytes) -> tuple[bytes, int]:
