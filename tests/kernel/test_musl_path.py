@@ -11,6 +11,8 @@ from lib.hookproc import run_hook
 from lib.rootfs import glibc_rootfs, tree
 
 from nvoci.hook.settings import ENGINES
+from tests.kernel import ldcaches
+from tests.kernel.namespaced import KERNELS, container, in_container, run_inside
 
 NAME = f"etc/ld-musl-{os.uname().machine}.path"
 ZERO = "etc/ld.so.conf.d/00-nvcr-nvoci.conf"
@@ -100,3 +102,34 @@ def test_what_is_no_path_file_is_one_error_before_anything_is_changed(root: Path
     assert done.stderr.count("\n") == 1
     assert NAME in done.stderr
     assert not (root / ZERO).exists()
+
+
+READ_ONLY = "mount --bind {root} {root}; mount -o remount,bind,ro {root}"
+
+
+def test_on_a_read_only_root_the_path_file_is_mounted(root: Path, engine: str) -> None:
+    (root / NAME).write_text("/lib\n")
+    with container(root, READ_ONLY.format(root=root)) as pid:
+        in_container(pid, root, KERNELS[0], lambda c: ldcaches.update(c, "/opt/nv", engine=engine))
+        text = run_inside(pid, root, f"cat /{NAME}").stdout
+    assert text.startswith("/lib\n/opt/nv\n")
+    assert (root / NAME).read_text() == "/lib\n"
+
+
+def test_on_a_read_only_root_without_one_the_warning_names_it(
+    root: Path, engine: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And no other file: musl reads no cache, so that the image has none is nothing to tell."""
+    (root / "etc/ld.so.cache").unlink(missing_ok=True)
+    with container(root, READ_ONLY.format(root=root)) as pid:
+        in_container(pid, root, KERNELS[0], lambda c: ldcaches.update(c, "/opt/nv", engine=engine))
+    said = capfd.readouterr().err
+    assert NAME in said
+    assert "ld.so.cache" not in said
+
+
+def test_the_mode_of_the_image_is_kept(root: Path, engine: str) -> None:
+    (root / NAME).write_text("/lib\n")
+    (root / NAME).chmod(0o640)
+    update(root, engine, "/opt/nv")
+    assert oct((root / NAME).stat().st_mode & 0o7777) == "0o640"

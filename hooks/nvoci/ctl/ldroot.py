@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from nvoci.errors import HookError, errno_name, hook_error, printable
 from nvoci.hook import update_ldcache
-from nvoci.hook.cachefile import CACHE, CACHE_MAX, search_path
+from nvoci.hook.cachefile import CACHE, search_path
 from nvoci.hook.settings import BUILTIN, Settings
 from nvoci.ldcache import conf
-from nvoci.ldcache.cache import MAX_ENTRIES, MAX_STRING, NEW_MAGIC, Cache, CacheError, parse
+from nvoci.ldcache.cache import MAX_ENTRIES, MAX_SIZE, MAX_STRING, NEW_MAGIC, Cache, CacheError, parse
 from nvoci.linux import procfs
 from nvoci.linux.fd import Fd, read_at_most
 from nvoci.linux.rootfs import Rootfs, is_pseudo
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _CONF_HINT = "ld.so.conf and what it includes must be regular files of at most 1 MiB, and no more than 1024"
-_FILE_HINT = f"it must be a regular file of at most {CACHE_MAX >> 20} MiB"
+_FILE_HINT = f"it must be a regular file of at most {MAX_SIZE >> 20} MiB"
 _HEADER, _ENTRY = 48, 24  # of glibc's dl-cache.h, as in nvoci.ldcache.cache
 _REPAIR = "ldconfig, run in the container, writes it anew; so does the hook update-ldcache"
 
@@ -50,7 +50,7 @@ def cache_of(rootfs: Rootfs) -> Cache | None:
     """The root's cache; None where there is none. Raises HookError."""
     name = rootfs.name.rstrip("/") + "/" + CACHE.decode()
     try:
-        data = rootfs.read_file(CACHE, CACHE_MAX)
+        data = rootfs.read_file(CACHE, MAX_SIZE)
     except OSError as e:
         if e.errno in (ENOENT, ENOTDIR):
             return None
@@ -65,7 +65,7 @@ def cache_file(path: str) -> Cache:
             if not stat.S_ISREG(handle.stat().st_mode) or is_pseudo(handle.fileno()):
                 raise HookError(f"read cache {printable(path)}: not a regular file", _FILE_HINT)
             with Fd(procfs.reopen(handle.fileno(), os.O_RDONLY | os.O_NONBLOCK)) as fd:
-                data = read_at_most(fd.fileno(), CACHE_MAX)
+                data = read_at_most(fd.fileno(), MAX_SIZE)
     except OSError as e:
         raise hook_error("read cache", path, e, "" if e.errno in (ENOENT, ENOTDIR) else _FILE_HINT) from None
     return _parsed(data, path)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nvoci.linux.rootfs import Rootfs
 
 CACHE = b"etc/ld.so.cache"
-CACHE_MAX = MAX_SIZE
+MUSL = b"etc/alpine-release"  # tells of an image whose loader is musl's
 
 
 def search_path(
@@ -54,24 +54,32 @@ def _compat(rootfs: Rootfs) -> list[bytes]:
 
 
 def publish(container: Container, cache: bytes) -> list[Operation]:
-    """The operation that writes the cache, or mounts it over the image's where the root is read-only; none where it
-    is there already, or cannot be. Raises HookError for that with `strict`."""
+    """The operation that makes `cache` the container's ld.so.cache, if there is one; see `put`."""
+    rootfs = container.rootfs
+    if rootfs.exists(MUSL) and is_read_only(rootfs, b"etc") and not rootfs.exists(CACHE):
+        return []  # its loader reads none: nothing is amiss
+    return put(container, CACHE, cache, 0o644, "a new ld.so.cache")
+
+
+def put(container: Container, path: bytes, data: bytes, mode: int, what: str) -> list[Operation]:
+    """The operation that writes a file in /etc, or mounts it over the image's where the root is read-only; none where
+    that is right already, or is not there to be mounted on. Raises HookError for the latter with `strict`."""
     rootfs = container.rootfs
     if not is_read_only(rootfs, b"etc"):
-        return [WriteFile(rootfs, CACHE, cache, 0o644)]
+        return [WriteFile(rootfs, path, data, mode)]
     try:
-        if rootfs.read_file(CACHE, CACHE_MAX) == cache:
+        if rootfs.read_file(path, MAX_SIZE) == data:
             return []
     except OSError as e:
         if e.errno not in (ENOENT, ENOTDIR, ELOOP):
-            raise hook_error("read", CACHE, e) from None
-        message = f"{shown(CACHE)}: not there, and the root is read-only (EROFS), so it cannot be made"
-        hint = "put an ld.so.cache into the image, or call the hook as createRuntime"
+            raise hook_error("read", path, e) from None
+        message = f"{shown(path)}: not there, and the root is read-only (EROFS), so it cannot be made"
+        hint = f"put an {path.rpartition(b'/')[2].decode()} into the image, or call the hook as createRuntime"
         if container.settings.strict:
             raise HookError(message, hint) from None
         log.warning(f"update-ldcache: {message}; {hint}")
         return []
-    return [GeneratedMount(container, CACHE, cache, 0o644, "a new ld.so.cache")]
+    return [GeneratedMount(container, path, data, mode, what)]
 
 
 def is_read_only(rootfs: Rootfs, path: bytes) -> bool:

@@ -6,9 +6,9 @@ from errno import E2BIG, EIO, ELOOP, ENOENT, ENOTDIR
 
 from nvoci import __version__, log
 from nvoci.errors import HookError, hook_error, printable
-from nvoci.hook.cachefile import CACHE, CACHE_MAX, is_read_only, publish
+from nvoci.hook.cachefile import CACHE, is_read_only, publish
 from nvoci.hook.operations import MakeLink, shown
-from nvoci.ldcache.cache import GENERATOR, Cache, CacheError, Entry, encode, parse
+from nvoci.ldcache.cache import MAX_SIZE, Cache, CacheError, Entry, encode, parse
 from nvoci.ldcache.compute import NOT_A_NAME, Link, Result, compute
 from nvoci.linux.fd import read_at_most
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nvoci.hook.operation import Operation
     from nvoci.linux.rootfs import Rootfs
 
+GENERATOR = b"nvoci " + __version__.encode()
 # Programs dlopen these by a name that no soname gives them; drivers ship the links, the container gets the files alone.
 DEVELOPMENT = {b"libcuda.so.1": b"libcuda.so", b"libnvidia-opticalflow.so.1": b"libnvidia-opticalflow.so"}
 
@@ -39,7 +40,7 @@ def operations(container: Container, directories: Sequence[bytes], earlier: Sequ
     if missing:
         found.entries = [_redirected(e, missing) for e in found.entries]
     try:
-        data = encode(found.entries, GENERATOR + b" " + __version__.encode())
+        data = encode(found.entries, GENERATOR)
     except CacheError as e:
         raise HookError(f"write {shown(CACHE)}: {e}") from None
     return [*links, *publish(container, data)]
@@ -49,9 +50,9 @@ def _image_cache(rootfs: Rootfs) -> Cache | None:
     """None where there is none, or where it is not what ldconfig writes: then everything is computed anew."""
     try:
         with rootfs.open_file(CACHE) as fd:
-            if fd.stat().st_size > CACHE_MAX:
-                raise CacheError(f"larger than {CACHE_MAX >> 20} MiB")
-            return parse(read_at_most(fd.fileno(), CACHE_MAX))
+            if fd.stat().st_size > MAX_SIZE:
+                raise CacheError(f"larger than {MAX_SIZE >> 20} MiB")
+            return parse(read_at_most(fd.fileno(), MAX_SIZE))
     except CacheError as e:
         log.debug(f"update-ldcache: {shown(CACHE)}: {e}; computed anew")
     except OSError as e:

@@ -13,12 +13,10 @@ from __future__ import annotations
 from _stat import S_IMODE, S_ISDIR
 from errno import EFBIG, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR
 
-from nvoci import log
 from nvoci.errors import HookError, hook_error, printable
 from nvoci.hook import dropins
-from nvoci.hook.cachefile import is_read_only, search_path
-from nvoci.hook.mounts import GeneratedMount
-from nvoci.hook.operations import RemoveFile, WriteFile, shown
+from nvoci.hook.cachefile import MUSL, is_read_only, put, search_path
+from nvoci.hook.operations import RemoveFile, WriteFile
 from nvoci.hook.settings import ENGINES, LDCONFIG
 from nvoci.ldcache import conf, musl
 from nvoci.linux import abi
@@ -91,18 +89,18 @@ def plan(prepared: Prepared, container: Container) -> list[Operation]:
     except OSError as e:
         hint = "ld.so.conf and what it includes must be regular files, no more than 1024 and 1 MiB in all"
         raise hook_error("update-ldcache: read", e.filename or conf.CONF, e, hint) from None
-    musl_like = _is_file(rootfs, b"etc/alpine-release")
+    musl_like = _is_file(rootfs, MUSL)
     before = _earlier_drop_in(rootfs)
-    path_file, note = _musl_path(rootfs, [*folders, *system], before) if musl_like else (b"", b"")
     earlier = [line for line in before.split(b"\n") if line.startswith(b"/")]
+    operations: list[Operation] = []
+    note = b""
+    if musl_like:
+        operations, note = _musl_path(container, [*folders, *system], before)
     engine = _engine(container, prepared.program, directories, earlier)
     if is_read_only(rootfs, b"etc"):
-        return [*_musl_mount(container, path_file), *engine] if musl_like else engine
-    operations: list[Operation] = []
+        return [*operations, *engine]
     if not _is_there(rootfs, conf.CONF):
         operations.append(WriteFile(rootfs, conf.CONF, conf.DEFAULT, 0o644))
-    if musl_like:
-        operations.append(WriteFile(rootfs, musl.PATH, path_file, 0o644))
     operations.append(_drop_in(rootfs, dropins.FOLDER + dropins.FOLDERS, folders, note))
     operations.append(_drop_in(rootfs, dropins.FOLDER + dropins.SYSTEM, system))
     return [*operations, *engine]
@@ -153,23 +151,19 @@ def _drop_in(rootfs: Rootfs, path: bytes, directories: Sequence[bytes], note: by
     return WriteFile(rootfs, path, note + b"".join(d + b"\n" for d in directories), 0o644)
 
 
-def _musl_path(rootfs: Rootfs, directories: list[bytes], drop_in: bytes) -> tuple[bytes, bytes]:
-    """The new path file of musl, and what the drop-in has to remember of it."""
-    old, _ = _read(rootfs, musl.PATH, musl.DEFAULT)
+def _musl_path(container: Container, directories: list[bytes], drop_in: bytes) -> tuple[list[Operation], bytes]:
+    """musl's new path file, and what the drop-in has to remember of it."""
+    old, mode = musl.DEFAULT, 0o644
+    try:
+        with container.rootfs.open_file(musl.PATH) as fd:
+            # It becomes root's file: a setuid bit would be root's, too.
+            old, mode = read_at_most(fd.fileno(), conf.MAX_CONF), S_IMODE(fd.stat().st_mode) & 0o666
+    except OSError as e:
+        if e.errno not in (ENOENT, ENOTDIR):
+            hint = "it must be a regular file of at most 1 MiB"
+            raise hook_error("update-ldcache: read", musl.PATH, e, hint) from None
     new, added = musl.merge(old, directories, musl.noted(drop_in))
-    return new, musl.note(added)
-
-
-def _musl_mount(container: Container, path_file: bytes) -> list[Operation]:
-    """On a read-only root: over the image's path file, or a warning (an error with `strict`) where it has none."""
-    if container.rootfs.exists(musl.PATH):
-        return [GeneratedMount(container, musl.PATH, path_file, 0o644, "a new path file of musl")]
-    message = f"{shown(musl.PATH)}: not there, and the root is read-only (EROFS), so it cannot be made"
-    hint = "put one into the image, or call the hook as createRuntime"
-    if container.settings.strict:
-        raise HookError(message, hint)
-    log.warning(f"update-ldcache: {message}; {hint}")
-    return []
+    return put(container, musl.PATH, new, mode, "a new path file of musl"), musl.note(added)
 
 
 def _earlier_drop_in(rootfs: Rootfs) -> bytes:
@@ -180,15 +174,3 @@ def _earlier_drop_in(rootfs: Rootfs) -> bytes:
         if e.errno not in (ENOENT, ENOTDIR, ELOOP, EINVAL, EISDIR, EFBIG):
             raise
         return b""
-
-
-def _read(rootfs: Rootfs, path: bytes, default: bytes) -> tuple[bytes, int]:
-    """(content, mode) of a file, or the default where there is none."""
-    try:
-        with rootfs.open_file(path) as fd:
-            # It becomes root's file: a setuid bit would be root's, too.
-            return read_at_most(fd.fileno(), conf.MAX_CONF), S_IMODE(fd.stat().st_mode) & 0o666
-    except OSError as e:
-        if e.errno not in (ENOENT, ENOTDIR):
-            raise hook_error("update-ldcache: read", path, e, "it must be a regular file of at most 1 MiB") from None
-        return default, 0o644

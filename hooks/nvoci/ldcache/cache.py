@@ -33,7 +33,6 @@ MAX_STRING = 4096
 MAX_SIZE = 16 << 20  # of a file
 MAX_HWCAPS = 1024
 MAX_SECTIONS = 64
-GENERATOR = b"nvoci"  # how the generator of our caches begins
 NATIVE = "<" if sys.byteorder == "little" else ">"
 
 

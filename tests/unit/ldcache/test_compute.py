@@ -14,7 +14,7 @@ from lib import elfmaker
 from lib.rootfs import MACHINE, tree
 
 from nvoci.ldcache import compute as module
-from nvoci.ldcache.cache import GENERATOR, HWCAP_EXTENSION, NATIVE, Cache, Entry, encode, parse
+from nvoci.ldcache.cache import HWCAP_EXTENSION, NATIVE, Cache, Entry, encode, parse
 from nvoci.ldcache.compute import NOT_A_NAME, Result, compute, is_name
 from nvoci.linux.rootfs import Rootfs
 from tests.kernel.namespaced import os_error
@@ -59,7 +59,7 @@ def apply(root: Path, result: Result) -> list[str]:
         path.unlink(missing_ok=True)
         path.symlink_to(os.fsdecode(link.unsafe_target))
     (root / "etc").mkdir(exist_ok=True)
-    (root / CACHE).write_bytes(encode(result.entries, GENERATOR))
+    (root / CACHE).write_bytes(encode(result.entries, b"nvoci"))
     return shown(root)
 
 

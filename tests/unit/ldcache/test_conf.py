@@ -205,3 +205,14 @@ def test_a_pattern_with_many_stars_is_quick() -> None:
     start = time.monotonic()
     assert not match(b"*a" * 120 + b"b", b"a" * 255)
     assert time.monotonic() - start < 1
+
+
+def test_an_include_with_a_carriage_return_includes_nothing_as_with_ldconfig(tmp_path: Path) -> None:
+    spec = "file etc/ld.so.conf include /etc/a.conf\\r\\n/b\\n\nfile etc/a.conf /a\\n"
+    assert read(tmp_path, spec) == [b"/b"]
+
+
+@pytest.mark.parametrize(("spec", "found"), [("symlink etc/ld.so.conf none", []), ("dir etc", [b"/a"])])
+def test_only_a_missing_file_counts_as_the_default(tmp_path: Path, spec: str, found: list[bytes]) -> None:
+    """For a link that leads nowhere none is written, and an ldconfig in the container reads none."""
+    assert read(tmp_path, spec + "\nfile etc/ld.so.conf.d/x.conf /a\\n") == found

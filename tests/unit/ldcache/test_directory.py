@@ -263,3 +263,12 @@ def test_why_a_name_is_no_library(tmp_path: Path, shape: str) -> None:
         pytest.skip("device nodes need root")
     rootfs = Rootfs.open(str(tree(tmp_path, spec)))
     assert Opener(rootfs).examine(rootfs.dir(b"/lib"), b"libx.so", is_link, False) == why
+
+
+def test_hwcaps_names_that_ld_so_cannot_use_are_passed_over_and_directories_come_before_links(tmp_path: Path) -> None:
+    for name in ("x86-64-v3", ".hidden", "a:b"):
+        (tmp_path / "a/glibc-hwcaps" / name).mkdir(parents=True)
+    (tmp_path / "a/glibc-hwcaps/a-link").symlink_to("x86-64-v3")
+    found, left_out = listed(tmp_path, b"/a")
+    assert found == [(b"/a", None), (b"/a/glibc-hwcaps/x86-64-v3", b"x86-64-v3")]
+    assert left_out == {b"/a/glibc-hwcaps/a-link": "listed already under another name"}

@@ -288,3 +288,11 @@ def test_three_new_ones_among_10_000_are_quick() -> None:
     merged = order.merge(kept, new)
     assert time.monotonic() - start < 0.5
     assert [order.key(e) for e in merged] == sorted(Order(rank).key(e) for e in [*kept, *new])
+
+
+@pytest.mark.parametrize("names", [("libx.so.9", "libx.so.10"), ("libx9a.so", "libx10b.so"), ("liba.so", "libb.so")])
+def test_neighbours_in_a_wrong_order_are_noticed(names: tuple[str, str]) -> None:
+    """Also where only the length of a number tells."""
+    kept = [Entry(0x303, n.encode(), b"/0/" + n.encode()) for n in names]
+    assert [e.unsafe_soname.decode() for e in Order(rank).merge(kept, [])] == [names[1], names[0]]
+    assert [e.unsafe_soname.decode() for e in Order(rank).merge(kept[::-1], [])] == [names[1], names[0]]
