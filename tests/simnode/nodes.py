@@ -7,14 +7,30 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from lib import proc, session, simnode
 
 needs_x86 = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the nodes' libraries are x86-64: this machine can not load them"
 )
+
+
+@functools.cache
+def nvoci() -> Path:
+    """An entry file in the installer's form, for the interpreter that runs these tests."""
+    path = session.new_dir("bin") / "nvoci"
+    vendor = Path(click.__file__).parent.parent
+    path.write_text(
+        f"#!{session.PYTHON} -ISB\nimport sys\nsys.path[:0] = [{str(session.HOOKS)!r}, {str(vendor)!r}]\n"
+        "from nvoci.ctl.main import main\nmain()\n"
+    )
+    path.chmod(0o755)
+    return path
+
 
 _ASK = """
 import json, sys

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
 import pytest
 from lib import proc, session, simnode
-from simnode.nodes import built, fresh, needs_x86
+from simnode.nodes import built, fresh, needs_x86, nvoci
 
 pytestmark = needs_x86
 
@@ -19,19 +17,6 @@ SIMNODE = session.CHECKOUT / "scripts/simnode"
 V = "550.163.01"
 LIB = "usr/lib/x86_64-linux-gnu"
 LINKED = ("--driver-root", "/run/nvidia/driver", "--dev-root", "/")
-
-
-@cache
-def program() -> Path:
-    """An entry file in the installer's form."""
-    path = session.new_dir("bin") / "nvoci"
-    vendor = Path(click.__file__).parent.parent
-    path.write_text(
-        f"#!{session.PYTHON} -ISB\nimport sys\nsys.path[:0] = [{str(session.HOOKS)!r}, {str(vendor)!r}]\n"
-        "from nvoci.ctl.main import main\nmain()\n"
-    )
-    path.chmod(0o755)
-    return path
 
 
 def run(node: simnode.Built, *words: str | Path, installed: bool = False) -> proc.Result:
@@ -85,7 +70,7 @@ def test_info(name: str) -> None:
     case = CASES[name]
     node = fresh(case.name, case.faults) if case.faults else built(case.name)
     root = ("--driver-root", node.root) if case.root is None else case.root
-    words = (program(), "info", *root, "--timeout", "1" if case.faults else "10")
+    words = (nvoci(), "info", *root, "--timeout", "1" if case.faults else "10")
     result = run(node, *words, installed=case.root == ())
     stdout, stderr = (text.replace(str(node.root), "ROOT") for text in (result.stdout, result.stderr))
     assert (result.rc, result.survivors) == (case.rc, []), stderr
@@ -125,18 +110,18 @@ WHY = {
 def test_why(name: str) -> None:
     described, asked, options, rc, line = WHY[name]
     node = built(described)
-    result = run(node, program(), "why", asked, *(options or ("--driver-root", node.root)))
+    result = run(node, nvoci(), "why", asked, *(options or ("--driver-root", node.root)))
     assert result.rc == rc, result.stderr
     assert line in result.stdout.replace(str(node.root), "ROOT")
 
 
 def test_an_inventory_is_made_holds_and_is_of_no_use_on_another_node() -> None:
     node, place = built("a100-mig"), session.new_dir("inventory")
-    nvoci = f"{program()} inventory"
+    command = f"{nvoci()} inventory"
     steps = (
-        f"{nvoci} check; {nvoci} refresh",
-        f"{nvoci} check",
-        f"{nvoci} show --json > {place}/shown",
+        f"{command} check; {command} refresh",
+        f"{command} check",
+        f"{command} show --json > {place}/shown",
         "stat -c '%a %u' /run/nvoci /run/nvoci/inventory",
         f"cp /run/nvoci/inventory {place}",
     )
@@ -148,7 +133,7 @@ def test_an_inventory_is_made_holds_and_is_of_no_use_on_another_node() -> None:
     shown = json.loads((place / "shown").read_text())
     assert (shown["holds"], len(shown["found"]["gpus"])) == (True, 8)
     assert not Path("/run/nvoci/inventory").exists()
-    result = run(built("no-drm"), program(), "inventory", "check", "--path", place / "inventory", installed=True)
+    result = run(built("no-drm"), nvoci(), "inventory", "check", "--path", place / "inventory", installed=True)
     assert (result.rc, "does not hold: " in result.stdout) == (1, True)
 
 
@@ -157,9 +142,9 @@ def test_it_needs_no_root() -> None:
     drop = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     if run(node, *drop, session.PYTHON, "-ISc", f"open({str(session.HOOKS / 'nvoci/__init__.py')!r})").rc:
         pytest.skip("uid 65534 can not read this checkout")
-    result = run(node, *drop, program(), "info", "--driver-root", node.root, "--json")
+    result = run(node, *drop, nvoci(), "info", "--driver-root", node.root, "--json")
     assert result.rc == 0, result.stderr
     assert len(json.loads(result.stdout)["gpus"]) == 2
-    result = run(node, *drop, program(), "inventory", "refresh", "--driver-root", node.root)
+    result = run(node, *drop, nvoci(), "inventory", "refresh", "--driver-root", node.root)
     assert (result.rc, result.stdout) == (1, "")
     assert result.stderr == "nvoci: store inventory /run/nvoci/inventory: EACCES (run it as root)\n"

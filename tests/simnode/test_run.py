@@ -9,13 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from functools import cache
 from pathlib import Path
 
-import click
 import pytest
 from lib import proc, session, simnode
-from simnode.nodes import built, fresh, needs_x86
+from simnode.nodes import built, fresh, needs_x86, nvoci
 
 SIMNODE = session.CHECKOUT / "scripts/simnode"
 
@@ -110,19 +108,6 @@ def test_faults_reach_the_command() -> None:
 
 
 FAULTS = "/run/.simnode-faults"
-
-
-@cache
-def nvoci() -> Path:
-    """An entry file in the installer's form, for the interpreter that runs these tests."""
-    path = session.new_dir("bin") / "nvoci"
-    vendor = Path(click.__file__).parent.parent
-    path.write_text(
-        f"#!{session.PYTHON} -ISB\nimport sys\nsys.path[:0] = [{str(session.HOOKS)!r}, {str(vendor)!r}]\n"
-        "from nvoci.ctl.main import main\nmain()\n"
-    )
-    path.chmod(0o755)
-    return path
 
 
 def gpus_of(node: simnode.Built, *options: str, installed: bool = True) -> list[int]:

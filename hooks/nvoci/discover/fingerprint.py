@@ -279,14 +279,19 @@ def _open_directory(path: str) -> int:
     return posix.open(path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
 
 
-def _directory(path: str) -> str:
+def _stat(path: str) -> posix.stat_result | None:
+    """None where there is nothing."""
     try:
-        st = posix.stat(path)
+        return posix.stat(path)
     except OSError as e:
         if e.errno in _ABSENT_ERRNOS:
-            return ABSENT
+            return None
         raise hook_error(_STAGE, path, e) from None
-    return f"{st.st_dev}:{st.st_ino}"
+
+
+def _directory(path: str) -> str:
+    st = _stat(path)
+    return ABSENT if st is None else f"{st.st_dev}:{st.st_ino}"
 
 
 def _ldcache(sources: Sources) -> str:
@@ -303,12 +308,9 @@ def _ldcache(sources: Sources) -> str:
 
 def _state(path: str) -> str:
     """Type; of a device the number, of a directory when its entries changed."""
-    try:
-        st = posix.stat(path)
-    except OSError as e:
-        if e.errno in _ABSENT_ERRNOS:
-            return ABSENT
-        raise hook_error(_STAGE, path, e) from None
+    st = _stat(path)
+    if st is None:
+        return ABSENT
     more = f" {st.st_mtime_ns}" if S_ISDIR(st.st_mode) else ""
     if S_ISCHR(st.st_mode) or S_ISBLK(st.st_mode):
         more = f" {posix.major(st.st_rdev)}:{posix.minor(st.st_rdev)}"
