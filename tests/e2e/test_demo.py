@@ -17,16 +17,16 @@ DEMO = ROOT / "scripts/demo"
 pytestmark = pytest.mark.e2e
 
 
-def left() -> list[str]:
-    """What a demo has on the host while it runs; other tests may run beside it, so only its own names count."""
-    found = [str(path) for path in (*Path("/tmp").glob("nvoci-demo-*"), *Path("/run/runc").glob("nvoci-demo-*"))]
-    found += [str(path) for depth in ("*", "*/*") for path in Path("/sys/fs/cgroup").glob(f"{depth}/nvoci-demo-*")]
-    found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "nvoci-demo" in line]
-    return found + [str(path) for path in Path("/opt").glob("nvoci-demo*")]
+def left() -> set[str]:
+    """What demos have on the host while they run, or left there when they were killed."""
+    found = {str(path) for path in (*Path("/tmp").glob("nvoci-demo-*"), *Path("/run/runc").glob("nvoci-demo-*"))}
+    found |= {str(path) for depth in ("*", "*/*") for path in Path("/sys/fs/cgroup").glob(f"{depth}/nvoci-demo-*")}
+    found |= {line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "nvoci-demo" in line}
+    return found | {str(path) for path in Path("/opt").glob("nvoci-demo*")}
 
 
 def test_every_claim_holds_and_nothing_is_left(tmp_path: Path) -> None:
-    assert left() == []
+    before = left()
     done = subprocess.run([DEMO], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     lines = done.stdout.splitlines()
     assert re.fullmatch(r"demo: ok: all \d+ claims hold in a container started by runc", lines[-1]), (
@@ -34,7 +34,7 @@ def test_every_claim_holds_and_nothing_is_left(tmp_path: Path) -> None:
     )
     assert done.returncode == 0
     assert done.stderr == ""
-    assert left() == []
+    assert left() - before == set()
 
 
 def test_it_shows_each_hook_and_fits_the_terminal() -> None:
@@ -61,10 +61,11 @@ def test_it_shows_ldconfig_p_before_and_after() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_interrupted_leaves_nothing(number: signal.Signals) -> None:
+    before = left()
     demo = subprocess.Popen([DEMO], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert demo.stdout is not None
     assert "driver: " in demo.stdout.readline()  # from here on containers are started
-    assert left() != []
+    assert left() - before != set()
     if number == signal.SIGINT:
         os.killpg(demo.pid, number)  # as a terminal does
     else:
@@ -73,9 +74,9 @@ def test_interrupted_leaves_nothing(number: signal.Signals) -> None:
     assert demo.returncode == 130
     assert out.splitlines()[-1] == "demo: FAILED: interrupted"
     until = time.monotonic() + 20
-    while (left() or _processes_of(demo.pid)) and time.monotonic() < until:
+    while (left() - before or _processes_of(demo.pid)) and time.monotonic() < until:
         time.sleep(0.2)
-    assert left() == []
+    assert left() - before == set()
     assert _processes_of(demo.pid) == []
 
 
