@@ -1,0 +1,121 @@
+"""The data of a CDI specification (CNCF CDI SPEC.md, "CDI JSON Specification"), up to version 1.1.0.
+
+Frozen, comparable, nothing checked: `nvoci.cdi.validate` does that. An optional field that is not given is "", (), {}
+or 0 where that means the same to every consumer, and None where given-but-zero means something else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class DeviceNode:
+    """A device node for the container. path: in the container; host_path: on the host, "" where that is the same.
+    type: c, u, b, p or ""; major, minor: 0 and a type of "" where the consumer is to look them up. file_mode:
+    permission bits. permissions: for the device cgroup, some of rwm ("" means all of them), or none."""
+
+    path: str
+    host_path: str = ""
+    type: str = ""
+    major: int = 0
+    minor: int = 0
+    file_mode: int | None = None
+    permissions: str = ""
+    uid: int | None = None
+    gid: int | None = None
+
+
+@dataclass(frozen=True)
+class NetDevice:
+    """A network interface of the host, moved into the container under another name (since 1.1.0)."""
+
+    host_interface_name: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Hook:
+    """An OCI hook. hook_name: the stage. args: with args[0], the program's name. timeout: seconds."""
+
+    hook_name: str
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout: int | None = None
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A file or directory of the host and its place in the container. type: of the mount, "" for a bind mount."""
+
+    host_path: str
+    container_path: str
+    options: tuple[str, ...] = ()
+    type: str = ""
+
+
+@dataclass(frozen=True)
+class IntelRdt:
+    """Resource Director Technology, as in the OCI runtime specification. schemata (since 1.1.0): () is given and
+    empty, None is not given."""
+
+    clos_id: str = ""
+    l3_cache_schema: str = ""
+    mem_bw_schema: str = ""
+    schemata: tuple[str, ...] | None = None
+    enable_monitoring: bool = False
+
+
+@dataclass(frozen=True)
+class ContainerEdits:
+    """What a device changes in a container. env: `NAME=value`. additional_gids: of its process."""
+
+    env: tuple[str, ...] = ()
+    device_nodes: tuple[DeviceNode, ...] = ()
+    net_devices: tuple[NetDevice, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    intel_rdt: IntelRdt | None = None
+    additional_gids: tuple[int, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether it changes anything."""
+        return self != _NOTHING
+
+
+_NOTHING = ContainerEdits()
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device by name, within the kind of its specification."""
+
+    name: str
+    container_edits: ContainerEdits = _NOTHING
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A specification. kind: VENDOR/CLASS. container_edits: made once for a container that gets any of the devices."""
+
+    cdi_version: str
+    kind: str
+    devices: tuple[Device, ...] = ()
+    container_edits: ContainerEdits = _NOTHING
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def vendor(self) -> str:
+        """The part of `kind` before the slash."""
+        return self.kind.partition("/")[0]
+
+    @property
+    def class_(self) -> str:
+        """The part of `kind` after the slash."""
+        return self.kind.partition("/")[2]
