@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SHEBANG_MAX = 127  # BINPRM_BUF_SIZE before Linux 5.1, less the NUL
 OLDEST_PYTHON = (3, 9)
 DATA_ROOMS = ("oci-hooks.d",)  # copied when the checkout has them
-VENDORED = ("click", "nvidia_ml_py", "pyyaml", "structlog")
+VENDORED = ("click", "fastjsonschema", "nvidia_ml_py", "pyyaml", "structlog", "tomlkit")
 WITHOUT_COMPILED = ("pyyaml",)  # works without its compiled part, which fits one Python only and is left out
 VENDORED_BEFORE_3_11 = ("typing_extensions",)
 

@@ -24,17 +24,27 @@ def cdi_hook():
     from nvoci.hook import late
     print(late.VALUE, *[p for p in sys.path if "nvoci" in p])
 
-ctk = cdi_hook
+def ctk():
+    if sys.argv[1:] != ["cdi"]:
+        cdi_hook()
+        sys.exit()
 '''
 CTL = '''"""Needs a third-party package."""
 import sys
 
 def main():
-    import click, structlog, yaml
+    import click, fastjsonschema, structlog, tomlkit, yaml
     yaml.safe_load('a: 1')
     print(click.__file__, structlog.__file__, *sys.path[:2])
 '''
-PACKAGE = {"__init__": INIT, "hook/__init__": "", "hook/main": MAIN, "ctl/__init__": "", "ctl/main": CTL}
+PACKAGE = {
+    "__init__": INIT,
+    "hook/__init__": "",
+    "hook/main": MAIN,
+    "ctl/__init__": "",
+    "ctl/main": CTL,
+    "ctl/ctk": CTL,
+}
 
 
 @dataclass
@@ -84,10 +94,14 @@ def copy_installer(top: Path) -> Checkout:
         "example.py",
         "yaml",
         "_yaml",
+        "fastjsonschema",
         "structlog",
+        "tomlkit",
         "click-*.dist-info",
+        "fastjsonschema-*.dist-info",
         "pyyaml-*.dist-info",
         "structlog-*.dist-info",
+        "tomlkit-*.dist-info",
     ):
         for source in SITE.glob(name):
             (shutil.copytree if source.is_dir() else shutil.copy)(source, site / source.name)
@@ -107,13 +121,7 @@ def copy_project(top: Path) -> Checkout:
 def checkout(tmp_path: Path) -> Checkout:
     """A checkout with a package of three modules."""
     found = copy_installer(tmp_path / "checkout")
-    for name, text in {
-        "__init__": INIT,
-        "hook/__init__": "",
-        "hook/main": MAIN,
-        "ctl/__init__": "",
-        "ctl/main": CTL,
-    }.items():
+    for name, text in PACKAGE.items():
         path = found.top / f"hooks/nvoci/{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)

@@ -178,6 +178,7 @@ ARGUMENTS = {
     "chmod": ["--path", "/usr/file", "--mode", "4711"],
     "enable-cuda-compat": ["--host-driver-version", "550.54.15"],
     "update-ldcache": ["--folder", "/usr/lib64"],
+    "inject": ["--from-annotations"],
 }
 RUN = ["run", "--", "chmod", *ARGUMENTS["chmod"], "--", "create-symlinks", *ARGUMENTS["create-symlinks"], "--", "noop"]
 HOOKS = {"run": RUN, **{name: [name, *ARGUMENTS.get(name, [])] for name in table.HOOKS}}

@@ -38,6 +38,14 @@ def test_entry_files_have_the_written_form(checkout: Checkout, prefix: Path) -> 
         "from nvoci.hook.main import cdi_hook",
         "cdi_hook()",
     ]
+    assert (prefix / "bin/nvidia-ctk").read_text().splitlines() == [
+        *(prefix / "bin/nvidia-cdi-hook").read_text().splitlines()[:-2],
+        "from nvoci.hook.main import ctk",
+        "ctk()",
+        "sys.path.insert(1, sys.path[0] + '/vendor')",
+        "from nvoci.ctl.ctk import main",
+        "main()",
+    ]
     assert sorted(path.name for path in (prefix / "bin").iterdir()) == sorted(ENTRIES)
 
 
@@ -49,6 +57,15 @@ def test_only_the_command_for_people_sees_vendored_packages(checkout: Checkout, 
     assert (first, second) == (str(version), f"{version}/vendor")
     assert click == f"{version}/vendor/click/__init__.py"
     assert structlog == f"{version}/vendor/structlog/__init__.py"
+
+
+def test_a_command_of_ctk_that_is_no_hook_sees_vendored_packages(checkout: Checkout, prefix: Path) -> None:
+    checkout.install(prefix)
+    version = prefix / "lib" / os.readlink(prefix / "lib/nvoci")
+    assert output(prefix / "bin/nvidia-ctk", "hook") == f"one {version}\n"
+    click, _, first, second = output(prefix / "bin/nvidia-ctk", "cdi").split()
+    assert (first, second) == (str(version), f"{version}/vendor")
+    assert click == f"{version}/vendor/click/__init__.py"
 
 
 def test_environment_and_directory_do_not_reach_a_hook(checkout: Checkout, prefix: Path, tmp_path: Path) -> None:
@@ -240,13 +257,15 @@ def test_real_hooks_run_with_checkout_and_venv_gone(tmp_path: Path, prefix: Path
     copy = copy_project(tmp_path / "copy")
     assert copy.install(prefix).code == 0
     shutil.rmtree(copy.top)
+    assert (prefix / "lib/nvoci/nvoci/cdi/schema.json").is_file()
     before = listing(prefix)
     root = tmp_path / "bundle/rootfs"
     root.mkdir(parents=True)
     (root.parent / "config.json").write_text(json.dumps({"ociVersion": "1.0.2", "root": {"path": "rootfs"}}))
     state = {"ociVersion": "1.0.2", "id": "x", "status": "creating", "pid": 0, "bundle": str(root.parent)}
     env = {"PATH": "/usr/bin:/bin"}
-    for words in (["nvidia-cdi-hook", "noop"], ["nvidia-ctk", "hook", "noop"], ["nvoci", "--help"]):
+    listed = ["nvidia-ctk", "--quiet", "cdi", "list", "--spec-dir", "/nowhere"]
+    for words in (["nvidia-cdi-hook", "noop"], ["nvidia-ctk", "hook", "noop"], listed, ["nvoci", "--help"]):
         command = [str(prefix / "bin" / words[0]), *words[1:]]
         done = subprocess.run(command, input=json.dumps(state), capture_output=True, text=True, env=env, cwd="/")
         assert (done.returncode, done.stderr) == (0, "")

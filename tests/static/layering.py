@@ -30,8 +30,8 @@ ROOMS: dict[str, set[str]] = {
 }
 THIRD_PARTY: dict[str, set[str]] = {
     "discover": {"pynvml", "elftools"},
-    "cdi": {"yaml"},
-    "ctl": {"click", "structlog", "yaml"},
+    "cdi": {"yaml", "fastjsonschema"},
+    "ctl": {"click", "structlog", "tomlkit", "yaml"},
 }
 
 HOT = {
