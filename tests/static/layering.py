@@ -56,6 +56,8 @@ HOT_IMPORTS_OF_ROOM = {"linux": {"_ctypes"}}
 # What a hot module may import inside a function, with the reason.
 HOT_EXCEPTIONS = {
     ("nvoci.jsonfile", "json"): "fallback where the private scanner is missing or has changed",
+    ("nvoci.prestart.compile", "tomllib"): "once for each version of config.toml; later starts read what it made",
+    ("nvoci.prestart.compile", "tomlkit"): "the same, before Python 3.11",
 }
 # Which hot module may import one whose name is computed.
 COMPUTED = {"nvoci.hook.main": "the subcommand's module, from the table"}
