@@ -168,10 +168,12 @@ def check_trusted(fd: Fd, path: str, stage: str) -> None:
 def write_atomic(path: str, data: bytes, mode: int = 0o644) -> None:
     """Replace a host file: temporary, fsync, rename, fsync of the directory. Raises OSError."""
     directory, _, name = path.rpartition("/")
-    temporary = f"{directory}/.{name}.{posix.getpid()}"
+    # Not by pid: in a container pids repeat, and what a killed run left would be in the way.
+    temporary = f"{directory}/.{name}.{posix.urandom(6).hex()}"
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
+    created = Fd(posix.open(temporary, flags, 0o600))
     try:
-        with Fd(posix.open(temporary, flags, 0o600)) as fd:
+        with created as fd:
             write_all(fd.fileno(), data)
             posix.fchmod(fd.fileno(), mode)
             posix.fsync(fd.fileno())

@@ -15,7 +15,8 @@ class SpecError(HookError):
         self.why = printable(why)
         self.where = printable(where)
         self.file = printable(file)
-        parts = [f"CDI spec {self.file}".rstrip(), *([self.where] if self.where else []), self.why]
+        subject = f"CDI spec {self.file}" if self.file else "CDI"
+        parts = [subject, *([self.where] if self.where else []), self.why]
         super().__init__(": ".join(parts), hint)
 
     def with_file(self, file: str) -> SpecError:

@@ -7,8 +7,8 @@ or 0 where that means the same to every consumer, and None where given-but-zero 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 

@@ -46,8 +46,8 @@ def problems(doc: object) -> list[SpecError]:
 
     >>> for problem in problems({"kind": "nvidia.com/gpu", "devices": [{"name": 0, "containerEdits": {}}]}):
     ...     print(problem)
-    CDI spec: it has no `cdiVersion`
-    CDI spec: devices[0].name: must be string
+    CDI: it has no `cdiVersion`
+    CDI: devices[0].name: must be string
     """
     try:
         plain, count = _plain(doc)

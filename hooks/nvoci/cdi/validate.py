@@ -37,7 +37,7 @@ def validate(spec: Spec, file: str = "") -> None:
     >>> node = DeviceNode("/dev/nvidia0", host_path="/dev/nvidia0")
     >>> validate(Spec("0.3.0", "nvidia.com/gpu", (Device("gpu0", ContainerEdits(device_nodes=(node,))),)))
     Traceback (most recent call last):
-    nvoci.cdi.error.SpecError: CDI spec: cdiVersion: the spec version must be at least v0.5.0
+    nvoci.cdi.error.SpecError: CDI: cdiVersion: the spec version must be at least v0.5.0
     """
     first = next(_problems(spec), None)
     if first is not None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from io import TextIOWrapper
 from typing import Any
 
 import click
 
 from nvoci import __version__
+from nvoci.ctl.lazy import LazyGroup
 from nvoci.errors import FAILED, HookError, hook_error
 
 _COMMANDS = {
+    "cdi": "nvoci.ctl.cdi",
     "completion": "nvoci.ctl.completion",
     "hook": "nvoci.ctl.hook",
     "hooksd": "nvoci.ctl.hooksd",
@@ -23,20 +24,11 @@ _COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
-    """Subcommands by module; each module has its command as `command`."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        command: click.Command = import_module(_COMMANDS[cmd_name]).command
-        return command
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=LazyGroup,
+    modules=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(__version__, "--version", "-v", message="nvoci %(version)s")
 def nvoci() -> None:
     """GPUs for containers: hooks, and what an administrator needs around them."""
