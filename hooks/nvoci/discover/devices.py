@@ -224,6 +224,14 @@ class Devices:
             elif name == "rdma_cm":
                 self.take(Wanted(f"/dev/infiniband/{name}", "mofed"))
 
+    def rest(self) -> None:
+        """Whatever else the driver has in /dev, such as nodes of vGPU, or of a GPU that nobody knows any more; who
+        manages the whole node wants it."""
+        for name in listed(self._search, self._node.dev, "/dev", "devices"):
+            path = f"/dev/{name}"
+            if name.startswith("nvidia") and path not in self._claimed and self._node.dev.is_device(path):
+                self.take(Wanted(path, "other"))
+
     def storage_mounts(self) -> list[Mount]:
         """What GPUDirect Storage reads, where there is any."""
         if not any(each.kind == "gds" for each in self.nodes):

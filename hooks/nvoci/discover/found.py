@@ -23,11 +23,13 @@ from nvoci.discover.tegra import Tegra, owned, split_gpus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nvoci.discover.model import DeviceNode, Driver, Gpu, Mount
     from nvoci.discover.node import Node
     from nvoci.discover.nvml import NvmlAnswer
+
+    Links = Sequence[tuple[str, str]]
 
 # Device nodes, and directories of them, that an inventory watches; those of the GPUs are known by their numbers.
 _WATCHED = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset", "/dev/dri",
@@ -37,15 +39,20 @@ VOID = Variable(name="NVIDIA_VISIBLE_DEVICES", value="void")
 
 class Discovery:
     """What one look at a node gave. found: the result; search, libraries: how it came about, for `nvoci why`;
-    platform: the kind of node."""
+    platform: the kind of node. link_lists: of a Tegra system, what the reference tools make in two steps, (target,
+    link) of the rules for libraries, then of the CSV files, which replace some of the former; `links` of the mounts in
+    `found` is what remains."""
 
-    __slots__ = ("found", "libraries", "platform", "search")
+    __slots__ = ("found", "libraries", "link_lists", "platform", "search")
 
-    def __init__(self, found: Found, search: Search, libraries: Libraries, kind: Platform) -> None:
+    def __init__(
+        self, found: Found, search: Search, libraries: Libraries, kind: Platform, link_lists: Sequence[Links] = ()
+    ) -> None:
         self.found = found
         self.search = search
         self.libraries = libraries
         self.platform = kind
+        self.link_lists = tuple(link_lists)
 
 
 def find(node: Node, answer: NvmlAnswer | None, options: Options | None = None, nvml_path: str = "") -> Found:
@@ -69,12 +76,16 @@ def discover(
     search = libraries.search
     kind = platform(node, search, libraries, answer, options)
     done("platform")
-    look = {CSV: _csv, WSL: _wsl}.get(kind.kind, _nvml)
-    found = look(node, search, libraries, answer, options, done)
+    link_lists: Sequence[Links] = ()
+    if kind.kind == CSV:
+        found, link_lists = _csv(node, search, answer, options, done)
+    else:
+        look = _wsl if kind.kind == WSL else _nvml
+        found = look(node, search, libraries, answer, options, done)
     if nvml_path:
         found = found.replace(driver=found.driver.replace(nvml_path=nvml_path))
     problems = (*(answer.problems if answer else ()), *search.problems)
-    return Discovery(found.replace(problems=problems), search, libraries, kind)
+    return Discovery(found.replace(problems=problems), search, libraries, kind, link_lists)
 
 
 def _nvml(
@@ -93,6 +104,7 @@ def _nvml(
     devices.mig_management()
     devices.imex()
     devices.others()
+    devices.rest()
     done("devices")
     mounts = [library_mount(node, each, driver_links(each)) for each in files.libraries]
     hooks: list[Hook] = []
@@ -119,14 +131,13 @@ def _hooks(driver: Driver, mounts: list[Mount]) -> list[Hook]:
 
 
 def _csv(
-    node: Node, search: Search, libraries: Libraries, answer: NvmlAnswer | None, options: Options,
-    done: Callable[[str], None],
-) -> Found:  # fmt: skip
-    """A Tegra system. Nodes are those of the lists, of one device or of each GPU."""
+    node: Node, search: Search, answer: NvmlAnswer | None, options: Options, done: Callable[[str], None]
+) -> tuple[Found, Sequence[Links]]:
+    """A Tegra system, and its links as two lists. Nodes are those of the CSV files, of one device or of each GPU."""
     tegra, devices = Tegra(node, search, options), Devices(node, search)
     done("CSV files")
     gpus: list[Gpu] = list(answer.gpus) if answer else []
-    integrated, discrete = split_gpus(search, gpus)
+    integrated, discrete = split_gpus(search, [] if options.single_device else gpus)
     if discrete:
         discrete = devices.gpus(discrete)
         for gpu in discrete:
@@ -141,7 +152,7 @@ def _csv(
     done("devices")
     mounts = [*tegra.mounts(), *devices.storage_mounts()]
     driver = record(node, answer, answer.driver_version if answer else "", loaded_module(node, search))
-    return _found(driver, gpus, devices.nodes, mounts, [VOID], tegra.hooks(answer))
+    return _found(driver, gpus, devices.nodes, mounts, [VOID], tegra.hooks(answer)), tegra.link_lists()
 
 
 def watch_paths(root: str = "/", dev_root: str = "", options: Options | None = None) -> tuple[str, ...]:

@@ -82,25 +82,32 @@ def _silent(phase: str) -> None:
     pass
 
 
-def look(place: Place, done: Callable[[str], None] = _silent, wanted: Iterable[str] = ()) -> Look:
+def look(
+    place: Place, done: Callable[[str], None] = _silent, wanted: Iterable[str] = (),
+    meanwhile: Callable[[], None] | None = None,
+) -> Look:  # fmt: skip
     """Look at everything. done: told the name of each phase at its end. wanted: GPUs asked for by name, as for
-    `nvml.query`; where one does not answer, that is NVML's refusal. Raises HookError for what keeps us from looking at
-    all; anything about the node is among the problems."""
+    `nvml.query`; where one does not answer, that is NVML's refusal. meanwhile: called when NVML was asked and has not
+    answered. Raises HookError for what keeps us from looking at all; anything about the node is among the problems."""
     node = Node.open(place.root, place.dev_root, proc=PROC, sys=SYS)
     try:
-        return _look(node, place, done, wanted)
+        return _look(node, place, done, wanted, meanwhile)
     except BaseException:
         node.close()
         raise
 
 
-def _look(node: Node, place: Place, done: Callable[[str], None], wanted: Iterable[str]) -> Look:
+def _look(
+    node: Node, place: Place, done: Callable[[str], None], wanted: Iterable[str], meanwhile: Callable[[], None] | None
+) -> Look:
     libraries = Libraries(node, Search(), place.options.library_search_path)
     path = nvml_path(node, libraries)
     done("find NVML")
     with _Asked(path, place.root, place.seconds) as asked:
         from nvoci.discover.found import discover  # 20 ms of modules, while NVML starts
 
+        if meanwhile:
+            meanwhile()
         done("start NVML, load modules")
         asked.wait(wanted)
     done("wait for NVML")
@@ -109,6 +116,15 @@ def _look(node: Node, place: Place, done: Callable[[str], None], wanted: Iterabl
         problems = (_problem(asked.refusal, asked.path), *discovery.found.problems)
         discovery.found = discovery.found.replace(problems=problems)
     return Look(node, discovery, asked.answer, asked.refusal)
+
+
+def look_at_files(place: Place, done: Callable[[str], None] = _silent) -> Discovery:
+    """As `look`, without asking NVML."""
+    from nvoci.discover.found import discover
+
+    done("load modules")
+    with Node.open(place.root, place.dev_root, proc=PROC, sys=SYS) as node:
+        return discover(node, None, place.options, done=done)
 
 
 class _Asked:
@@ -199,12 +215,21 @@ def failure(seen: Look) -> HookError | None:
 def warnings(seen: Look) -> list[Problem]:
     """The problems that a person must not overlook: a GPU that was left out, a driver that will not work, a device node
     that is missing."""
+    return list(dict.fromkeys([*_refused(seen), *grave(seen.found, seen.answer)]))
+
+
+def _refused(seen: Look) -> tuple[Problem, ...]:
+    """NVML's refusal."""
+    return seen.found.problems[:1] if seen.refusal else ()
+
+
+def grave(found: Found, answer: NvmlAnswer | None) -> list[Problem]:
+    """As `warnings`, without NVML's refusal."""
     from nvoci.discover.driver import FIND_STAGE, MATCH_STAGE
 
-    silent = seen.answer.problems if seen.answer else ()
-    refused = seen.found.problems[:1] if seen.refusal else ()
-    bad = [each for each in seen.found.problems if each.stage in (FIND_STAGE, MATCH_STAGE) or _of_every_container(each)]
-    return list(dict.fromkeys([*refused, *silent, *bad]))
+    silent = answer.problems if answer else ()
+    bad = [each for each in found.problems if each.stage in (FIND_STAGE, MATCH_STAGE) or _of_every_container(each)]
+    return list(dict.fromkeys([*silent, *bad]))
 
 
 def _of_every_container(problem: Problem) -> bool:

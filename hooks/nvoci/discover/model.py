@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CAPABILITIES = ("compute", "utility", "video", "graphics", "display", "ngx", "compat32", "gds")
 NODE_KINDS = (
     "gpu", "control", "mig", "mig-config", "mig-monitor", "drm", "imex", "nvswitch", "nvlink", "gds", "mofed",
-    "gdrcopy", "tegra", "wsl",
+    "gdrcopy", "tegra", "wsl", "other",
 )  # fmt: skip
 MOUNT_KINDS = ("library", "binary", "firmware", "socket", "config", "directory", "file")
 READ_ONLY = ("ro", "nosuid", "nodev", "rbind", "rprivate")

@@ -144,6 +144,13 @@ class Root(Rootfs):
         except OSError:
             return False
 
+    def is_device(self, path: str) -> bool:
+        """Whether there is a character device, and no link to one."""
+        try:
+            return S_ISCHR(self.lstat(fsencode(path)).st_mode)
+        except OSError:
+            return False
+
     def names(self, path: str) -> list[bytes]:
         """The sorted names in a directory; none where it is not there. Raises OSError; E2BIG beyond MAX_NAMES."""
         try:
@@ -167,10 +174,11 @@ class Options:
     """What may be set. mode: auto, nvml, csv or wsl. path, data_dirs: $PATH and $XDG_DATA_DIRS of who asks.
     library_search_path, config_search_path: searched instead of the usual directories. All directories are those of
     the driver root. explicit_libraries: also the vendor-neutral GL libraries. mps_directory: $CUDA_MPS_PIPE_DIRECTORY.
-    csv_files, csv_ignore: of a Tegra system. compat_root: of CUDA's compat libraries there."""
+    csv_files, csv_ignore: of a Tegra system. compat_root: of CUDA's compat libraries there. single_device: all of a
+    Tegra system is one device."""
 
     __slots__ = ("compat_root", "config_search_path", "csv_files", "csv_ignore", "data_dirs", "explicit_libraries",
-                 "library_search_path", "mode", "mps_directory", "path")  # fmt: skip
+                 "library_search_path", "mode", "mps_directory", "path", "single_device")  # fmt: skip
 
     def __init__(
         self,
@@ -185,6 +193,7 @@ class Options:
         csv_files: Sequence[str] = (),
         csv_ignore: Sequence[str] = (),
         compat_root: str = "",
+        single_device: bool = False,
     ) -> None:
         self.mode = mode
         self.path = tuple(path)
@@ -196,6 +205,7 @@ class Options:
         self.csv_files = tuple(csv_files)
         self.csv_ignore = tuple(csv_ignore)
         self.compat_root = compat_root
+        self.single_device = single_device
 
 
 class Node:

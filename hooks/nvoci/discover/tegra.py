@@ -30,6 +30,7 @@ _CSV = "/etc/nvidia-container-runtime/host-files-for-container.d"
 CSV_FILES = (f"{_CSV}/devices.csv", f"{_CSV}/drivers.csv", f"{_CSV}/l4t.csv")
 COMPAT_ROOT = "/usr/local/cuda/compat_orin"
 CONTROL = ("/dev/nvidiactl", "/dev/nvidia-modeset", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
+TELL_STAGE = "tell GPUs apart"
 _TYPES = ("dev", "dir", "lib", "sym")
 _MAX_CSV = 4 << 20
 _MAX_ENTRIES = 20_000
@@ -41,7 +42,7 @@ _CORRECT = "correct the CSV file"
 class Tegra:
     """devices: without owner, each once; mounts; `mounts` have their links."""
 
-    __slots__ = ("_libraries", "_mounts", "_node", "_options", "_search", "_symlinks", "devices")
+    __slots__ = ("_libraries", "_mounts", "_node", "_options", "_ruled", "_search", "_symlinks", "devices")
 
     def __init__(self, node: Node, search: Search, options: Options) -> None:
         self._node = node
@@ -50,6 +51,7 @@ class Tegra:
         self._libraries: dict[str, Library] = {}
         self._mounts: dict[str, Mount] = {}
         self._symlinks: dict[str, tuple[str, str]] = {}  # link -> (text, the file at its end)
+        self._ruled: dict[str, None] = {}  # the files of `lib` entries
         self.devices: dict[str, DeviceNode] = {}
         for path in options.csv_files or CSV_FILES:
             self._read(below(node, path))
@@ -126,6 +128,7 @@ class Tegra:
             hit = look_at(self._search, root, lookup, each, regular)
             if hit is not None:
                 self._take_library(hit, root)
+                self._ruled[hit.resolved] = None
                 break
         return _was_there(lookup)
 
@@ -199,6 +202,13 @@ class Tegra:
             found.append(each.replace(links=tuple([(text, link) for link, text in links.items()])))
         return found
 
+    def link_lists(self) -> list[list[tuple[str, str]]]:
+        """The links that rules for libraries give, then those of the lists; each in the order of the entries."""
+        libraries = [self._libraries[path] for path in self._ruled if path in self._libraries]
+        rules = dict.fromkeys([pair for each in libraries for pair in so_links(self._node, each)])
+        lists = [list(rules), [(text, link) for link, (text, _) in self._symlinks.items()]]
+        return lists if any(lists) else []
+
     def hooks(self, answer: NvmlAnswer | None) -> list[Hook]:
         """For the CUDA compat libraries, where NVML knows the version, and for the library cache."""
         found = []
@@ -235,7 +245,7 @@ def split_gpus(search: Search, gpus: Sequence[Gpu]) -> tuple[list[Gpu], list[Gpu
     if len(gpus) > 1:
         names = ", ".join([gpu.name for gpu in gpus])
         words = "not one integrated GPU and others without MIG"
-        search.problem("tell GPUs apart", names, words, "all of them are given as one device")
+        search.problem(TELL_STAGE, names, words, "all of them are given as one device")
     return [], []
 
 

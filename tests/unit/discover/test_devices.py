@@ -291,6 +291,21 @@ def test_other_parts_have_kinds_of_their_own(tmp_path: Path) -> None:
     assert told.startswith("use device /dev/nvidia-fs9: a regular file, not a character device (remove it, and make it")
 
 
+def test_whatever_else_the_driver_has_is_for_who_manages_all_of_it(tmp_path: Path) -> None:
+    spec = "char dev/nvidia7 195 7\nchar dev/nvidia-vgpu0 300 0\nchar dev/nvidia-nvlink 300 1\nchar dev/random 1 8\n"
+    spec += "dir dev/nvidia-caps\nfile dev/nvidia-x x\nsymlink dev/nvidia-y nvidia7\nchar dev/nvidiactl 195 255"
+
+    def all_of_it(devices: Devices) -> None:
+        devices.control(True)
+        devices.others()
+        devices.rest()
+
+    devices, _, _ = act(tmp_path, spec, all_of_it)
+    assert paths(devices.nodes, "other") == ["/dev/nvidia-vgpu0", "/dev/nvidia7"]
+    assert paths(devices.nodes, "nvlink") == ["/dev/nvidia-nvlink"]
+    assert len({node.container_path for node in devices.nodes}) == len(devices.nodes)
+
+
 def test_storage_brings_its_files_only_with_its_nodes(tmp_path: Path) -> None:
     def both(devices: Devices) -> object:
         devices.others()

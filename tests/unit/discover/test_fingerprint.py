@@ -159,7 +159,7 @@ def test_every_option_is_in_the_configuration() -> None:
     others: dict[str, Any] = {
         "mode": "csv", "path": ["/b"], "data_dirs": ["/d"], "library_search_path": ["/l"],
         "config_search_path": ["/c"], "explicit_libraries": True, "mps_directory": "/m", "csv_files": ["/f"],
-        "csv_ignore": ["x"], "compat_root": "/r",
+        "csv_ignore": ["x"], "compat_root": "/r", "single_device": True,
     }  # fmt: skip
     assert set(others) == set(Options.__slots__)
     texts = {found.configuration(Options(**{name: value})) for name, value in others.items()}

@@ -115,6 +115,20 @@ def test_where_rule_and_list_differ_the_link_of_the_host_is_made(tmp_path: Path)
     assert both[f"{LIB}/libcuda.so.1.1"][1] == (("libcuda.so.1.1", f"{LIB}/libcuda.so"),)
 
 
+def test_what_the_reference_makes_in_two_steps_is_kept_as_two_lists(tmp_path: Path) -> None:
+    library(tmp_path, f"{LIB}/libcuda.so.1.1", "libcuda.so.1")
+    link(tmp_path, f"{LIB}/libcuda.so", "libcuda.so.1.1")
+    library(tmp_path, f"{LIB}/libx.so.1.0", "libx.so.1")
+    for name in ("libx.so", "libx.so.1"):
+        link(tmp_path, f"{LIB}/{name}", "libx.so.1.0")
+    csv(tmp_path, f"sym, {LIB}/libx.so\nsym, {LIB}/libcuda.so\nlib, {LIB}/libcuda.so.1.1\nlib, {LIB}/libcuda.so")
+    rules, lists = find(tmp_path, None).link_lists
+    assert list(rules) == [("libcuda.so.1", f"{LIB}/libcuda.so")]
+    # a library that only a link leads to has no links by rule there
+    assert list(lists) == [("libx.so.1.0", f"{LIB}/libx.so"), ("libcuda.so.1.1", f"{LIB}/libcuda.so")]
+    assert find(csv(tmp_path, "dir, /usr/lib"), None).link_lists == ()
+
+
 IGNORED = {
     f"{LIB}/libx.so": True,
     "**/libx.so": True,
@@ -255,6 +269,17 @@ def test_integrated_and_discrete_gpu_are_told_apart(tmp_path: Path) -> None:
     assert paths(found.device_nodes, owner="") == []
     assert found.gpus[1].drm_nodes == ("/dev/dri/card1",)
     assert found.hooks[0].args == ("--host-cuda-version=12.4",)
+
+
+@needs_mknod
+def test_all_of_it_is_one_device_if_that_is_asked_for(tmp_path: Path) -> None:
+    root = csv(tree(tmp_path, NODES), LIST, "devices")
+    with look(root) as node:
+        seen = discover(node, answer((THOR, DISCRETE)), Options("csv", single_device=True))
+    listed = ["/dev/nvidia0", "/dev/nvidia1", "/dev/nvmap", "/dev/nvidiactl"]
+    assert paths(seen.found.device_nodes, owner="") == listed
+    assert len(seen.found.device_nodes) == 4
+    assert not any(each.startswith("tell GPUs apart") for each in lines(seen))
 
 
 @needs_mknod
