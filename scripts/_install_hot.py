@@ -33,6 +33,8 @@ FILE = f"{NAME}.pyc"
 LOADER = Path(__file__).with_name("_install_hot_loader.py")
 ROOT = "nvoci.hook.main"
 CORE = (ROOT, "nvoci.hook.work", "nvoci.oci.config")  # with what they import at once: what every hook loads
+# What a subcommand of a room of its own loads, it loads from its files: it is no part of other starts.
+COLD = ("nvoci.inject",)
 FLAGS_AND_HASH = b"\1\0\0\0" + bytes(8)  # PEP 552: hash-based, not checked
 
 Function = Union[ast.FunctionDef, ast.AsyncFunctionDef]
@@ -116,7 +118,7 @@ class Package:
         entered = set()
 
         def visit(name: str) -> None:
-            if name in self.paths and name not in entered:
+            if name in self.paths and name not in entered and not name.startswith(COLD):
                 entered.add(name)
                 visit(name.rpartition(".")[0])
                 for other in named(self.tree(name), late):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nvoci.hook.settings import Settings
+    from nvoci.hook.work import Step
 
 _TITLE = "NVIDIA CDI Hook"
 
@@ -30,8 +31,29 @@ def cdi_hook() -> None:
 
 
 def ctk() -> None:
-    """Entry point of `nvidia-ctk`; does not return."""
-    _guarded("nvidia-ctk", sys.argv[1:], True)
+    """Entry point of `nvidia-ctk`. Does not return if the words are for `hook`; else it does nothing, and the entry
+    file goes on with the commands for people."""
+    words = _hook_words(sys.argv[1:])
+    if words:
+        _guarded("nvidia-ctk", words, True)
+
+
+def _hook_words(words: list[str]) -> list[str]:
+    """Those of `nvidia-ctk` with `hook` as the first that is no flag, without --config, which hooks do not read; [] for
+    another command."""
+    kept: list[str] = []
+    at = 0
+    while at < len(words):
+        word = words[at]
+        if word == "hook":
+            return kept + words[at:]
+        if not word.startswith("-") or word in ("-", "--"):
+            return []
+        name, separator, _ = word.lstrip("-").partition("=")
+        at += 1 if separator or name != "config" else 2
+        if name != "config":
+            kept.append(word)
+    return []
 
 
 def _guarded(name: str, words: list[str], needs_hook_word: bool) -> None:
@@ -86,9 +108,6 @@ def _program(name: str, words: list[str], needs_hook_word: bool, env: dict[bytes
     if needs_hook_word:
         if not rest:
             raise options.Help(None)
-        if rest[0] != "hook":
-            log.plain(f"No help topic for '{printable(rest[0])}'")
-            return 3
         rest = options.parse_globals(rest[1:], {}).words
     if not rest:
         log.warning("No CDI hook specified")
@@ -99,7 +118,7 @@ def _program(name: str, words: list[str], needs_hook_word: bool, env: dict[bytes
 def _run(words: list[str], env: dict[bytes, bytes]) -> int:
     current = settings.load()
     _open_logs(current)  # first: some runtimes drop stderr, and a wrong flag must be found somewhere
-    common, wanted = _select(words)
+    common, wanted = select(words)
     if not wanted:
         return OK
     _apply_common(current, common)
@@ -107,7 +126,7 @@ def _run(words: list[str], env: dict[bytes, bytes]) -> int:
     if names:
         log.warning("the hook was started with a dangerous environment: give its entry a non-empty `env`",
                     variables=b" ".join(names))  # fmt: skip
-    steps = _prepare(wanted, current)
+    steps = prepare(wanted, current)
     if not steps:
         return OK
     from nvoci.hook.work import work
@@ -115,7 +134,7 @@ def _run(words: list[str], env: dict[bytes, bytes]) -> int:
     return work(steps, common.get("container-spec", ""), current, common["dry-run"])
 
 
-def _select(words: list[str]) -> tuple[dict[str, Any], list[tuple[table.Hook, dict[str, Any]]]]:
+def select(words: list[str]) -> tuple[dict[str, Any], list[tuple[table.Hook, dict[str, Any]]]]:
     """The options all hooks share, and the known hooks with their own. An unknown hook is left out with a warning."""
     if words[0] != table.RUN.name:
         hook = _known(words[0])
@@ -165,10 +184,10 @@ def _open_logs(current: Settings) -> None:
         log.add_sink(level, syslog.write)
 
 
-def _prepare(wanted: list[tuple[table.Hook, dict[str, Any]]], current: Settings) -> list[tuple[str, Any, object]]:
+def prepare(wanted: list[tuple[table.Hook, dict[str, Any]]], current: Settings) -> list[Step]:
     """Load each hook's module and let it check its options and open its host files. A hook with nothing to do is
     left out. Returns (name, plan, prepared) of the others."""
-    steps = []
+    steps: list[Step] = []
     for hook, own in wanted:
         __import__(hook.module)
         module = sys.modules[hook.module]

@@ -62,9 +62,10 @@ CTK: dict[str, tuple[int, str]] = {
     "hook --bar foo": (0, NO_HOOK),
     "hook noop": (0, NOTHING),
     "hook noop --bar": (1, "level=error"),
-    "foo": (3, r"\ANo help topic for 'foo'\n\Z"),
-    "foo hook": (3, r"\ANo help topic for 'foo'\n\Z"),
     "--quiet hook foo": (0, NOTHING),
+    "--config /x.toml hook foo": (0, UNKNOWN),
+    "--config=hook hook foo": (0, UNKNOWN),
+    "--config hook hook noop --bar": (1, "level=error"),
 }
 
 
@@ -76,15 +77,15 @@ def test_exit_status_and_message_of_nvidia_ctk(program: Program, words: str) -> 
     assert re.search(pattern, result.stderr), result.stderr
 
 
-def test_nvidia_ctk_without_words_prints_help(program: Program) -> None:
-    result = program.run(function="ctk")
-    assert (result.rc, result.stderr) == (0, "")
-    assert "nvidia-ctk hook [GLOBAL OPTIONS]" in result.stdout
+NOT_HOOK = ("", "foo", "foo hook", "cdi", "cdi list hook", "--debug cdi", "--config hook", "--config hook cdi",
+            "- hook", "-- hook", "--help", "--version", "hooks", "x=hook hook")  # fmt: skip
 
 
-def test_nvidia_ctk_names_a_hostile_topic_on_one_line(program: Program) -> None:
-    result = program.run("a\nb\x1b", function="ctk")
-    assert (result.rc, result.stderr) == (3, "No help topic for 'a\\nb\\x1b'\n")
+@pytest.mark.parametrize("words", NOT_HOOK)
+def test_nvidia_ctk_leaves_other_commands_to_its_entry_file_untouched(program: Program, words: str) -> None:
+    after = "\nimport atexit, posix\natexit.register(lambda: print(posix.environ.get(b'KEPT'), posix.getcwd()))"
+    result = program.run(*words.split(), function="ctk", extra=after, env={"KEPT": "1"}, cwd=program.folder)
+    assert (result.rc, result.stdout, result.stderr) == (0, f"b'1' {program.folder}\n", "")
 
 
 @pytest.mark.parametrize(
