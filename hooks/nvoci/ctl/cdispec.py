@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from importlib import import_module
 from typing import Any
 
+from nvoci.cdi import text
 from nvoci.ctl import regex
 from nvoci.errors import HookError, printable
-from nvoci.jsonfile import load_object, read_file
 from nvoci.oci import hooksd
 
-MAX_SPEC = 4 << 20
 ALL = "all"
 _STAGE = "read CDI spec"
 _KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -52,28 +50,10 @@ def _list_of_objects(spec: Spec, owner: dict[str, Any], key: str) -> list[dict[s
 
 def read(path: str) -> Spec:
     """A spec from a JSON or YAML file. Raises HookError."""
-    data = read_file(path, MAX_SPEC, _STAGE)
-    if path.endswith(".json") or data.lstrip()[:1] == b"{":
-        return Spec(path, load_object(data, _STAGE, path))
-    return Spec(path, _load_yaml(data, path))
-
-
-def _load_yaml(data: bytes, path: str) -> dict[str, Any]:
-    yaml: Any
-    try:
-        yaml = import_module("yaml")
-    except ImportError:
-        raise HookError(f"{_STAGE} {printable(path)}: PyYAML is not installed",
-                        "give the spec as JSON, or install PyYAML") from None  # fmt: skip
-    try:
-        # Not CSafeLoader: a spec of a million brackets ends it with SIGSEGV.
-        doc = yaml.safe_load(data)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as e:
-        reason = printable(" ".join(str(e).split()))
-        raise HookError(f"{_STAGE} {printable(path)}: not valid YAML: {reason[:200]}") from None
+    doc = text.loads_object(text.read_bytes(path), path)
     if not isinstance(doc, dict):
-        raise HookError(f"{_STAGE} {printable(path)}: not a YAML mapping")
-    return doc
+        raise HookError(f"{_STAGE} {printable(path)}: not an object", "check it against the CDI specification")
+    return Spec(path, doc)
 
 
 def choose(spec: Spec, names: tuple[str, ...]) -> list[dict[str, Any]]:
