@@ -17,6 +17,7 @@ from nvoci.linux.staging import Staging, sweep
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nvoci.hook.preview import Preview
+    from nvoci.linux.cgroup import DeviceRule
     from nvoci.linux.rootfs import Dir
 
 
@@ -43,9 +44,10 @@ class Operation:
 
 
 class Transaction:
-    """The undo stack of one hook process, and the staging directories its operations share."""
+    """The undo stack of one hook process, the staging directories its operations share, and the device rules they
+    ask for, which are given once all of them are done."""
 
-    __slots__ = ("_done", "_made", "_stagings", "_visited", "strict")
+    __slots__ = ("_done", "_made", "_stagings", "_visited", "rules", "strict")
 
     def __init__(self, strict: bool = False) -> None:
         self.strict = strict
@@ -53,6 +55,11 @@ class Transaction:
         self._made: list[Made] = []
         self._stagings: dict[tuple[int, int], Staging] = {}
         self._visited: set[tuple[int, int]] = set()
+        self.rules: dict[DeviceRule, None] = {}  # in the order they were asked for
+
+    def allow(self, rule: DeviceRule) -> None:
+        """The container may open this device. Only for hooks whose module says `DEVICES = True`."""
+        self.rules[rule] = None
 
     def visit(self, directory: Dir) -> None:
         """To be told of every directory an operation works in: leftovers of a killed run are cleared, once."""

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from nvoci.hook.grant import Giver
     from nvoci.hook.operation import Operation
     from nvoci.hook.settings import Settings
+    from nvoci.linux.cgroup import DeviceRule
     from nvoci.oci.state import State
 
     # One hook that has something to do: its name, its module's plan(), what its prepare() returned.
     Step = tuple[str, Callable[[Any, Container], list[Operation]], object]
+    Give = Callable[[list[DeviceRule]], Operation]
 
 _SIGKILL, _SIGTERM = 9, 15
 _MESSAGE_MAX = 1 << 16
@@ -39,21 +42,45 @@ def work(steps: list[Step], container_spec: str, settings: Settings, dry_run: bo
     state = oci_state.read(container_spec)
     path = oci_state.rootfs_path(state)
     procfs.handle()
+    return work_on(steps, state, path, enter.locate(state.pid), settings, dry_run)
+
+
+def work_on(
+    steps: list[Step], state: State, path: str, place: enter.Place, settings: Settings, dry_run: bool = False
+) -> int:
+    """`work` of a caller that knows the container. path: of its root, on the host."""
     if dry_run:
         __import__("nvoci.hook.preview")  # before imports are sealed; 0.1 ms that a start does not need
-    place = enter.locate(state.pid)
+    steps = _settled(steps, state, place)
+    if not steps:
+        return OK
     job = _Job(steps, state, path, place, settings, dry_run)
+    devices = any(getattr(sys.modules[plan.__module__], "DEVICES", None) is True for _, plan, _ in steps)
+    if devices:
+        __import__("nvoci.hook.grant")
     process.seal_imports()
     if place.where == OUTSIDE:
-        return _in_worker(job)
+        return _in_worker(job, devices)
+    if devices:
+        job.give = lambda rules: sys.modules["nvoci.hook.grant"].GiveHere(rules, place.where)
     watchdog.start(settings.timeout)
     return job.run()
+
+
+def _settled(steps: list[Step], state: State, place: enter.Place) -> list[Step]:
+    """A prepared object that has a method `steps` is replaced by what that returns, now that the container is known
+    and the host's files are still in reach."""
+    found: list[Step] = []
+    for step in steps:
+        more = getattr(step[2], "steps", None)
+        found += [step] if more is None else more(state, place)
+    return found
 
 
 class _Job:
     """What has to be done in the container's mount namespace."""
 
-    __slots__ = ("dry_run", "mount_label", "path", "place", "settings", "state", "steps")
+    __slots__ = ("dry_run", "give", "mount_label", "path", "place", "settings", "state", "steps")
 
     def __init__(
         self, steps: list[Step], state: State, path: str, place: enter.Place, settings: Settings, dry_run: bool
@@ -65,6 +92,7 @@ class _Job:
         self.settings = settings
         self.dry_run = dry_run
         self.mount_label = _mount_label(state.bundle)
+        self.give: Give | None = None  # makes the operation that gives device rules, where a hook may ask for them
 
     def run(self) -> int:
         """In the right namespace: the root is opened here, after entering, so that it can be mounted on."""
@@ -77,6 +105,8 @@ class _Job:
             for step in self.steps:
                 for operation in self._plan(step, container):
                     transaction.perform(step[0], operation)
+            if transaction.rules:
+                self._give(transaction)
             watchdog.check()
             self.place.check_alive()
             watchdog.stop()  # in here, since until it is done the handler may raise
@@ -86,6 +116,11 @@ class _Job:
             raise
         transaction.commit()
         return OK
+
+    def _give(self, transaction: Transaction) -> None:
+        if self.give is None:
+            raise HookError("device rules: internal error: no hook of this run may ask for them", "please report it")
+        transaction.perform("device rules", self.give(list(transaction.rules)))
 
     def _plan(self, step: Step, container: Container) -> list[Operation]:
         name, plan, prepared = step
@@ -129,19 +164,36 @@ def _mount_label(bundle: str) -> str:
         return ""
 
 
-def _in_worker(job: _Job) -> int:
+def _in_worker(job: _Job, devices: bool) -> int:
     """Fork, let the child enter the namespace and work, and report what it says. The parent never enters."""
     read_end, write_end = posix.pipe2(posix.O_CLOEXEC)
     parent = posix.getpid()
+    giver: Giver | None = None
+    if devices and job.place.process is not None:
+        giver = sys.modules["nvoci.hook.grant"].Giver(job.place.process.fileno(), write_end)
     # Before the fork, so that a signal finds a handler here at any time. The worker's own deadline comes first; this
     # one is for a worker that cannot even be interrupted.
     watchdog.start(job.settings.timeout + watchdog.GRACE + 1)
     pid = posix.fork()
     if pid == 0:
         posix.close(read_end)
+        if giver is not None:
+            giver.in_worker()
+            job.give = giver.ask
         _worker(job, write_end, parent)
     posix.close(write_end)
-    report = _collect(pid, read_end, job.settings.timeout)
+    if giver is None:
+        return _end(_collect(pid, read_end, job.settings.timeout, None))
+    giver.in_parent()
+    try:
+        return _end(_collect(pid, read_end, job.settings.timeout, giver.feed))
+    except BaseException:
+        giver.undo()
+        raise
+
+
+def _end(report: str) -> int:
+    """The exit status that the worker reported. Raises the HookError that it reported instead."""
     watchdog.stop()
     code, _, rest = report.partition("\0")
     message, _, hint = rest.partition("\0")
@@ -176,8 +228,9 @@ def _worker(job: _Job, write_end: int, parent: int) -> None:
         process.finish(OK)
 
 
-def _collect(pid: int, read_end: int, seconds: float) -> str:
-    """Read the report until end of file, within the deadline; the worker is gone when this returns."""
+def _collect(pid: int, read_end: int, seconds: float, feed: Callable[[bytes], bytes] | None) -> str:
+    """Read the report until end of file, within the deadline; the worker is gone when this returns. feed: takes out of
+    what was read so far what is no report."""
     data = b""
     deadline = time.monotonic() + seconds + watchdog.GRACE + 1
     told = False
@@ -199,7 +252,7 @@ def _collect(pid: int, read_end: int, seconds: float) -> str:
                 chunk = posix.read(read_end, 1 << 12)
                 if not chunk:
                     break
-                data += chunk
+                data = data + chunk if feed is None else feed(data + chunk)
             elif left <= 0:
                 raise HookError(f"hook: not finished after {seconds:g} s, and killed", "see what the container's "
                                 "file systems wait for; a rerun completes it")  # fmt: skip

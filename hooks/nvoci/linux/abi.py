@@ -66,8 +66,12 @@ RENAME_EXCHANGE = 2
 PROC_SUPER_MAGIC = 0x9FA0
 SYSFS_MAGIC = 0x62656572
 TMPFS_MAGIC = 0x01021994
+CGROUP_SUPER_MAGIC = 0x27E0EB
+CGROUP2_SUPER_MAGIC = 0x63677270
 # fs/proc/root.c: the root directory of a procfs has inode 1.
 PROC_ROOT_INO = 1
+# include/linux/proc_ns.h: the cgroup namespace that the kernel starts with.
+PROC_CGROUP_INIT_INO = 0xEFFFFFFB
 
 # linux/sched.h
 CLONE_NEWNS = 0x00020000
@@ -112,6 +116,7 @@ ST_NOEXEC = 8
 
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
+PR_GET_PDEATHSIG = 2
 PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
 PR_SET_SECUREBITS = 28

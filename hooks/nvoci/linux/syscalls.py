@@ -76,6 +76,14 @@ def fsconfig_set_string(fd: int, key: bytes, value: bytes) -> None:
         raise _named(e, key + b"=" + value) from None
 
 
+def fsconfig_set_flag(fd: int, key: bytes) -> None:
+    """fsconfig(2), FSCONFIG_SET_FLAG."""
+    try:
+        syscall(_NR["fsconfig"], fd, abi.FSCONFIG_SET_FLAG, key, None, 0)
+    except OSError as e:
+        raise _named(e, key) from None
+
+
 def fsconfig_create(fd: int) -> None:
     """fsconfig(2), FSCONFIG_CMD_CREATE."""
     syscall(_NR["fsconfig"], fd, abi.FSCONFIG_CMD_CREATE, None, None, 0)

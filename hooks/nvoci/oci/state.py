@@ -26,16 +26,20 @@ _HINT = "the runtime writes the OCI state JSON to the hook's stdin"
 
 
 class State:
-    """`pid` is None where it is absent; `root` and `bundle` are "" where absent; all are checked for type."""
+    """`pid` is None where it is absent; `root` and `bundle` are "" where absent; all are checked for type. `raw` is the
+    document as it was read."""
 
-    __slots__ = ("annotations", "bundle", "id", "pid", "root")
+    __slots__ = ("annotations", "bundle", "id", "pid", "raw", "root")
 
-    def __init__(self, ident: str, pid: int | None, bundle: str, root: str, annotations: dict[str, Any]) -> None:
+    def __init__(
+        self, ident: str, pid: int | None, bundle: str, root: str, annotations: dict[str, Any], raw: bytes = b""
+    ) -> None:
         self.id = ident
         self.pid = pid
         self.bundle = bundle
         self.root = root
         self.annotations = annotations
+        self.raw = raw
 
 
 def read(container_spec: str = "") -> State:
@@ -80,7 +84,7 @@ def parse(data: bytes) -> State:
     if not isinstance(annotations, dict):
         annotations = {}
     bundle, root = path_from_json(_text(doc, "bundle")), path_from_json(_text(doc, "root"))
-    return State(_text(doc, "id"), _pid(doc), bundle, root, annotations)
+    return State(_text(doc, "id"), _pid(doc), bundle, root, annotations, data)
 
 
 def _text(doc: dict[str, Any], key: str) -> str:
