@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from static.layering import HOT_IMPORTS, is_hot
+from static.layering import HOT_IMPORTS, is_hot, room_of
 
 from nvoci.hook import table
 from nvoci.hook.settings import ENGINES, LDCONFIG
@@ -19,6 +19,9 @@ HOOKS = Path(__file__).resolve().parents[2] / "hooks"
 PYTHON = "/usr/bin/python3"
 ENTRY = "import sys; sys.path.insert(0, sys.argv.pop(1)); from nvoci.hook.main import cdi_hook; cdi_hook()"
 ALLOWED = HOT_IMPORTS | {"_ctypes"}
+# The one that reads specifications, and so may load what that takes; all the others are hot.
+COLD = "inject"
+HOT_HOOKS = {name: hook for name, hook in table.HOOKS.items() if name != COLD}
 
 # Arguments that make a hook load everything; a subcommand that is not here is run with none.
 ARGUMENTS = {
@@ -26,6 +29,7 @@ ARGUMENTS = {
     "chmod": ["--path", "/a", "--mode", "755"],
     "enable-cuda-compat": ["--host-driver-version", "550.54.15"],
     "update-ldcache": ["--folder", "/usr/lib64"],
+    "inject": ["--from-annotations"],
 }
 
 
@@ -65,7 +69,7 @@ def test_the_oracle_sees_an_import() -> None:
     assert "nvoci.hook.main" in imported("-c", ENTRY, str(HOOKS), "noop")
 
 
-@pytest.mark.parametrize("name", table.HOOKS)
+@pytest.mark.parametrize("name", HOT_HOOKS)
 def test_a_hook_imports_the_hot_list_only(name: str, tmp_path: Path) -> None:
     modules = imported("-c", ENTRY, str(HOOKS), name, *ARGUMENTS.get(name, []), *state(tmp_path))
     assert table.HOOKS[name].module in modules
@@ -73,13 +77,13 @@ def test_a_hook_imports_the_hot_list_only(name: str, tmp_path: Path) -> None:
 
 
 def test_several_hooks_in_one_process_import_the_hot_list_only(tmp_path: Path) -> None:
-    words = [word for name in table.HOOKS for word in ("--", name, *ARGUMENTS.get(name, []))]
+    words = [word for name in HOT_HOOKS for word in ("--", name, *ARGUMENTS.get(name, []))]
     modules = imported("-c", ENTRY, str(HOOKS), "run", *state(tmp_path), *words)
-    assert {hook.module for hook in table.HOOKS.values()} <= modules
+    assert {hook.module for hook in HOT_HOOKS.values()} <= modules
     assert offenders(modules) == set()
 
 
-@pytest.mark.parametrize("name", table.HOOKS)
+@pytest.mark.parametrize("name", HOT_HOOKS)
 def test_a_hook_does_not_load_another_hook(name: str, tmp_path: Path) -> None:
     modules = imported("-c", ENTRY, str(HOOKS), name, *ARGUMENTS.get(name, []), *state(tmp_path))
     assert modules & {hook.module for hook in table.HOOKS.values()} == {table.HOOKS[name].module}
@@ -99,10 +103,23 @@ def test_only_the_ldconfig_engine_loads_what_starts_a_process(engine: str, tmp_p
 
 
 def test_a_run_of_all_hooks_loads_nothing_that_starts_a_process(tmp_path: Path) -> None:
-    words = [word for name in table.HOOKS for word in ("--", name, *ARGUMENTS.get(name, []))]
+    words = [word for name in HOT_HOOKS for word in ("--", name, *ARGUMENTS.get(name, []))]
     modules = imported("-c", ENTRY, str(HOOKS), "run", *state(tmp_path), *words)
     assert "nvoci.hook.ldbuiltin" in modules
     assert modules & PROCESS_MODULES == set()
+
+
+def test_only_inject_is_not_hot_and_nothing_of_its_rooms_is_loaded_by_the_others(tmp_path: Path) -> None:
+    assert {name for name, hook in table.HOOKS.items() if not is_hot(hook.module)} == {COLD}
+    words = [word for name in HOT_HOOKS for word in ("--", name, *ARGUMENTS.get(name, []))]
+    modules = imported("-c", ENTRY, str(HOOKS), "run", *state(tmp_path), *words)
+    assert {name for name in modules if name.startswith("nvoci.") and room_of(name) in ("inject", "cdi")} == set()
+
+
+def test_inject_loads_no_package_before_a_specification_in_yaml_needs_it(tmp_path: Path) -> None:
+    modules = imported("-c", ENTRY, str(HOOKS), COLD, *ARGUMENTS[COLD], *state(tmp_path))
+    assert table.HOOKS[COLD].module in modules
+    assert modules & {"yaml", "fastjsonschema", "json", "click", "structlog", "subprocess", "argparse"} == set()
 
 
 @pytest.mark.parametrize("words", [["--version"], ["unknown-hook"], []], ids=str)
@@ -116,9 +133,9 @@ def test_the_hot_list_names_modules_that_exist() -> None:
 
 # --- from an installed tree ----------------------------------------------------------------------------------------
 
-EVERY = [word for name in table.HOOKS for word in ("--", name, *ARGUMENTS.get(name, []))]
+EVERY = [word for name in HOT_HOOKS for word in ("--", name, *ARGUMENTS.get(name, []))]
 CALLS = {
-    **{name: [name, *ARGUMENTS.get(name, [])] for name in table.HOOKS},
+    **{name: [name, *ARGUMENTS.get(name, [])] for name in HOT_HOOKS},
     "run": ["run", *EVERY],
     "unknown hook": ["unknown-hook"],
     "help": ["--help"],
@@ -154,7 +171,7 @@ def test_all_modules_of_an_installed_hook_come_in_one_file(name: str, installed:
     files = re.findall(rf"^# code object from '({installed}/.+)'$", told, re.MULTILINE)
     assert files == [str((installed / "lib/nvoci/nvoci_hot.pyc").resolve())]
     late = set(re.findall(r"^import '(nvoci\.[\w.]+)' # <nvoci_hot\._Finder ", told, re.MULTILINE))
-    wanted = table.HOOKS if name == "run" else {name} & set(table.HOOKS)
+    wanted = HOT_HOOKS if name == "run" else {name} & set(table.HOOKS)
     assert late & {hook.module for hook in table.HOOKS.values()} == {table.HOOKS[each].module for each in wanted}
 
 
@@ -162,6 +179,6 @@ def test_the_file_holds_what_a_hook_may_import_and_no_command_for_people(install
     content = (installed / "lib/nvoci/nvoci_hot.pyc").read_bytes()
     names = {name.decode() for name in re.findall(rb"/(nvoci/[\w/]+)\.py", content)}
     modules = {name.replace("/", ".").removesuffix(".__init__") for name in names}
-    assert {hook.module for hook in table.HOOKS.values()} < modules
+    assert {hook.module for hook in HOT_HOOKS.values()} < modules
     assert {"nvoci", "nvoci.hook.preview", "nvoci.linux.syslog"} < modules
     assert [name for name in modules if not is_hot(name)] == []

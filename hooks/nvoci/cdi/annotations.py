@@ -4,11 +4,10 @@ engine reads them: `cdi.k8s.io/PLUGIN_ID: vendor/class=a,vendor/class=b`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from nvoci.cdi import names
 from nvoci.cdi.error import SpecError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 

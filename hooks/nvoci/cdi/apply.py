@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from itertools import chain
 from posixpath import normpath
-from typing import TYPE_CHECKING
 
 from nvoci.cdi import hostnodes, validate
 from nvoci.cdi.error import SpecError
 from nvoci.cdi.model import ContainerEdits
 from nvoci.errors import printable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any

@@ -7,13 +7,12 @@ is read as an empty one. null for a field is as if it was not given.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from nvoci.cdi import yamlscalar
 from nvoci.cdi.error import SpecError
 from nvoci.cdi.model import ContainerEdits, Device, DeviceNode, Hook, IntelRdt, Mount, NetDevice, Spec
 from nvoci.cdi.yamlscalar import Plain
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any

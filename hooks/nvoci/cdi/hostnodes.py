@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 from _stat import S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IMODE
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from nvoci.cdi.error import SpecError
 from nvoci.errors import errno_name, printable
 from nvoci.jsonfile import path_from_json
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

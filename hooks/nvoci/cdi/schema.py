@@ -11,7 +11,6 @@ import os
 import re
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from nvoci.cdi import yamlscalar
 from nvoci.cdi.error import SpecError
@@ -19,6 +18,7 @@ from nvoci.cdi.validate import MAX_PROBLEMS
 from nvoci.errors import HookError
 from nvoci.jsonfile import load_object, read_file
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any

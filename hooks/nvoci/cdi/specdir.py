@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from errno import ENOENT, ENOTDIR
-from typing import TYPE_CHECKING
 
 from nvoci.cdi import names as _names
 from nvoci.cdi import text, validate
@@ -20,6 +19,7 @@ from nvoci.cdi.error import SpecError
 from nvoci.errors import HookError, errno_name, printable
 from nvoci.jsonfile import read_file
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from errno import ENOENT, ENOTDIR
-from typing import TYPE_CHECKING
 
 from nvoci.cdi import names, text, validate, version
 from nvoci.cdi.error import SpecError
 from nvoci.errors import hook_error, printable
 from nvoci.jsonfile import write_atomic
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nvoci.cdi.model import Spec
 

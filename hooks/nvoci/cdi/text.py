@@ -6,13 +6,12 @@ PyYAML when the first YAML comes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from nvoci import jsonfile
 from nvoci.cdi import document
 from nvoci.cdi.error import SpecError
 from nvoci.errors import HookError, printable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

@@ -8,12 +8,12 @@ that text is kept: `the spec version must be at least`, `invalid device, empty d
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from nvoci.cdi import names, version
 from nvoci.cdi.error import SpecError
 from nvoci.oci.hooksd import STAGES
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 

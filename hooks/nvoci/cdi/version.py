@@ -5,12 +5,12 @@ version that says a given specification, and the specification that is left wher
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from nvoci.cdi import names
 from nvoci.cdi.error import SpecError
 from nvoci.errors import printable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 

@@ -8,8 +8,8 @@ Written here since no emitter of PyYAML's indents so, and since their import and
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

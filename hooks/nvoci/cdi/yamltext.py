@@ -15,13 +15,13 @@ A scalar without quotes is `Plain`, its text: what it stands for is decided by t
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from nvoci.cdi import yamlscalar
 from nvoci.cdi.error import SpecError
 from nvoci.cdi.yamlscalar import NULLS, Plain
 from nvoci.errors import HookError, printable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

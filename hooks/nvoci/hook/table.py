@@ -1,10 +1,13 @@
 """The table of hook subcommands: one place for both command lines (the hook's own parser and click).
 
 Flags, defaults and hidden ones are those of the reference tools, plus our own, which are marked in their help. A
-hook is one module below `nvoci.hook` with
+hook is one module below `nvoci.hook`, or, where it may import more than a hook, in a room of its own, with
 
     prepare(options, settings) -> object | None     on the host, before the state is read; None: nothing to do
     plan(prepared, container) -> list[Operation]    in the container's mount namespace; changes nothing yet
+
+What `prepare` returns may have a method `steps(state, place)`, called on the host when the state is known: the steps
+(name, plan, prepared) that take its place.
 """
 
 from __future__ import annotations
@@ -116,6 +119,18 @@ _HOOKS = (
         "nvoci.hook.update_application_profile",
         "Tell EGL which GPUs the container has",
         (SPEC_HIDDEN, *COMMON),
+    ),
+    Hook(
+        "inject",
+        "nvoci.inject.main",
+        "Give CDI devices to a container that exists already: for engines that know no CDI",
+        (
+            Option("device", LIST, "a device, by its qualified name", "VENDOR/CLASS=NAME"),
+            Option("from-annotations", FLAG, "also the devices that the container's cdi.k8s.io/ annotations ask for"),
+            Option("spec-dir", LIST, "where the specifications are; default: /etc/cdi, then /var/run/cdi", "DIR"),
+            SPEC,
+            *COMMON,
+        ),
     ),
     Hook("noop", "nvoci.hook.noop", "Do nothing", (SPEC_HIDDEN, *COMMON), hidden=True),
 )

@@ -24,11 +24,13 @@ REFERENCE: dict[str, tuple[dict[str, str], set[str]]] = {
     "update-application-profile": ({"container-spec": ""}, {"container-spec"}),
     "noop": ({}, set()),
 }  # fmt: skip
-LISTS = {("create-symlinks", "link"), ("create-symlinks", "link-if"), ("chmod", "path"), ("update-ldcache", "folder")}
+OURS = {"inject"}
+LISTS = {("create-symlinks", "link"), ("create-symlinks", "link-if"), ("chmod", "path"), ("update-ldcache", "folder"),
+         ("inject", "device"), ("inject", "spec-dir")}  # fmt: skip
 
 
-def test_the_hooks_are_those_of_the_reference() -> None:
-    assert set(table.HOOKS) == set(REFERENCE)
+def test_the_hooks_are_those_of_the_reference_and_ours() -> None:
+    assert set(table.HOOKS) == set(REFERENCE) | OURS
 
 
 @pytest.mark.parametrize("name", REFERENCE)
@@ -75,12 +77,13 @@ def test_features_are_json_with_every_hook_and_flag() -> None:
     assert set(doc["hooks"]) == set(table.HOOKS)
     assert "link-if" in doc["hooks"]["create-symlinks"]
     assert "engine" in doc["hooks"]["update-ldcache"]
+    assert {"device", "from-annotations", "spec-dir"} <= set(doc["hooks"]["inject"])
     assert {"dry-run", "strict", "timeout", "container-spec"} == set(doc["run"])
 
 
 def test_program_help_names_all_but_the_hidden() -> None:
     text = hook_help.program("nvidia-cdi-hook", "NVIDIA CDI Hook")
-    assert all(f"   {name} " in text for name in [*REFERENCE, "run"] if name != "noop")
+    assert all(f"   {name} " in text for name in [*REFERENCE, *OURS, "run"] if name != "noop")
     assert "noop" not in text
 
 

@@ -1,0 +1,206 @@
+"""The operations that mount what a device brings: a file or directory of the host, or an empty tmpfs.
+
+A mount point that is missing is made, and undo takes it away again. Where the mount is there already, as asked for,
+nothing is done: a rerun leaves what one run leaves.
+"""
+
+from __future__ import annotations
+
+import posix
+from errno import ENOSPC, ESTALE
+
+from nvoci import log
+from nvoci.errors import HookError, printable
+from nvoci.hook.container import HOST
+from nvoci.hook.operation import Operation
+from nvoci.hook.operations import shown
+from nvoci.inject import targets
+from nvoci.inject.sources import can_move
+from nvoci.linux import abi, mount, procfs
+from nvoci.linux.fd import Fd
+from nvoci.linux.mountinfo import mount_id, own_mounts
+from nvoci.linux.syscalls import fsconfig_create, fsconfig_set_string, fsmount, fsopen, umount2
+from nvoci.linux.syscalls import mount as mount_by_path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nvoci.hook.container import Container
+    from nvoci.hook.operation import Transaction
+    from nvoci.hook.preview import Preview
+    from nvoci.inject.mountopts import MountOptions
+    from nvoci.inject.sources import HostSource
+
+_TMPFS, _TMPFS_SOURCE = b"tmpfs", b"nvoci"  # the latter is seen in mountinfo, and tells a rerun
+_WORDS = {abi.MS_RDONLY: b"ro", abi.MS_NOSUID: b"nosuid", abi.MS_NODEV: b"nodev", abi.MS_NOEXEC: b"noexec"}
+
+
+class _Mount(Operation):
+    """What both have in common."""
+
+    __slots__ = ("_mounted", "_point", "container", "is_directory", "path", "place", "what")
+
+    def __init__(
+        self, container: Container, place: targets.Place, path: bytes, what: str, *, is_directory: bool
+    ) -> None:
+        self.container = container
+        self.place = place
+        self.path = path
+        self.what = what
+        self.is_directory = is_directory
+        self._mounted: mount.Mounted | None = None
+        self._point: targets.MountPoint | None = None
+
+    def describe(self) -> str:
+        return f"mount {self.what} on {shown(self.path)}"
+
+    def preview(self, view: Preview) -> bool:
+        try:
+            with mount.find_target(view, self.path) as target:
+                return not self._is_done(target)
+        except OSError:
+            return True
+
+    def execute(self, transaction: Transaction) -> None:
+        if self.container.place == HOST:
+            raise HookError(f"{self.describe()}: the container has no mount namespace to mount in",
+                            "call the hook with the state of a created container")  # fmt: skip
+        self._point = targets.MountPoint(transaction.made())
+        with targets.find(self.place, self.path, directory=self.is_directory, point=self._point) as target:
+            if self._is_done(target):
+                log.info("mounted already", path=shown(self.path))
+                self._remember(target.fd.fileno())
+                return
+            try:
+                self._mounted = self._mount(target)
+            except OSError as e:
+                if e.errno != ENOSPC:
+                    raise
+                raise HookError(f"{self.describe()}: ENOSPC", "limit of mounts reached: see fs.mount-max") from None
+            self._remember(self._mounted.fd.fileno())
+            self._complete(self._mounted)
+
+    def _is_done(self, target: mount.Target) -> bool:
+        raise NotImplementedError
+
+    def _mount(self, target: mount.Target) -> mount.Mounted:
+        raise NotImplementedError
+
+    def _remember(self, fd: int) -> None:
+        """Told of the mount, new or there already."""
+
+    def _complete(self, mounted: mount.Mounted) -> None:
+        """What is to be done when the mount is on record for undo."""
+
+    def undo(self) -> None:
+        if self._mounted is not None:
+            mounted, self._mounted = self._mounted, None
+            mounted.detach()
+        if self._point is not None:
+            self._point.undo()
+
+
+class Bind(_Mount):
+    """Mount what `sources.open_source()` took from the host."""
+
+    __slots__ = ("source",)
+
+    def __init__(self, container: Container, place: targets.Place, source: HostSource, path: bytes) -> None:
+        what = f"{source} ({source.options.words()})"
+        super().__init__(container, place, path, what, is_directory=source.is_directory)
+        self.source = source
+
+    def _is_done(self, target: mount.Target) -> bool:
+        return mount.is_mounted(self.source, target)
+
+    def _mount(self, target: mount.Target) -> mount.Mounted:
+        mounted = mount.attach(self.source, target)
+        self.source.close()  # each holds a descriptor, and there may be hundreds
+        return mounted
+
+    def _remember(self, fd: int) -> None:
+        if self.is_directory:
+            self.place.add(fd)
+
+    def _complete(self, mounted: mount.Mounted) -> None:
+        """Where mount_setattr(2) could not do it before, and the flags of the mounts below, which are then checked."""
+        options = self.source.options
+        if not self.source.ready and options.recursive:
+            path = procfs.fd_path(mounted.fd.fileno())
+            mount.at_procfs(lambda: mount_by_path(None, path, None, abi.MS_REC | abi.MS_PRIVATE))
+        if not self.source.ready and options.propagation != abi.MS_PRIVATE:
+            log.warning(f"inject: {self.describe()}: private, not slave: Linux 5.12 is needed for that")
+        if options.recursive and options.all_flags:
+            self._check_below(mount_id(mounted.fd.fileno()), options.all_flags)
+
+    def _check_below(self, top: int, flags: int) -> None:
+        wanted = {word for bit, word in _WORDS.items() if flags & bit}
+        mounts = own_mounts()
+        parents = {one.id: one.parent for one in mounts}
+        for one in mounts:
+            if not wanted.issubset(one.options) and top in targets.lineage(parents, one.id):
+                seen = printable(b",".join(one.options))
+                raise HookError(f"{self.describe()}: {printable(one.target)} below it is {seen}",
+                                "the kernel did not take its flags")  # fmt: skip
+
+
+class Tmpfs(_Mount):
+    """Mount a new, empty tmpfs."""
+
+    __slots__ = ("options",)
+
+    def __init__(self, container: Container, place: targets.Place, options: MountOptions, path: bytes) -> None:
+        what = f"a tmpfs ({','.join((options.words(), *options.data))})"
+        super().__init__(container, place, path, what, is_directory=True)
+        self.options = options
+
+    def _is_done(self, target: mount.Target) -> bool:
+        here = mount_id(target.fd.fileno())
+        return target.is_mount_point() and any(
+            one.id == here and (one.fstype, one.source) == (_TMPFS, _TMPFS_SOURCE) for one in own_mounts()
+        )
+
+    def _mount(self, target: mount.Target) -> mount.Mounted:
+        tree = self._detached()
+        if tree is None:
+            return self._mount_by_path(target)
+        with mount.Source(tree, self._flags(), tree) as source:
+            source.ready = True
+            return mount.attach(source, target)
+
+    def _flags(self) -> int:
+        return self.options.flags | self.options.all_flags
+
+    def _detached(self) -> Fd | None:
+        """Made, but mounted nowhere yet; None where the kernel has no such calls (before Linux 5.2)."""
+        made = mount.attempt("fsopen", lambda: fsopen(_TMPFS)) if can_move() else None
+        if made is None:
+            return None
+        with Fd(made) as context:
+            fsconfig_set_string(made, b"source", _TMPFS_SOURCE)
+            for option in self.options.data:
+                name, _, value = option.encode().partition(b"=")
+                fsconfig_set_string(made, name, value)
+            fsconfig_create(context.fileno())
+            return Fd(fsmount(context.fileno(), self._flags()))
+
+    def _mount_by_path(self, target: mount.Target) -> mount.Mounted:
+        mount.check_propagation(target)
+        flags = self._flags()
+        data = ",".join(self.options.data).encode()
+        path = procfs.fd_path(target.fd.fileno())
+        mount.at_procfs(lambda: mount_by_path(_TMPFS_SOURCE, path, _TMPFS, flags, data))
+        try:
+            mounted = mount.Mounted(target.reopen())
+        except OSError:
+            above = procfs.fd_path(target.parent.fileno()) + b"/" + target.name
+            mount.at_procfs(lambda: umount2(above, abi.MNT_DETACH | abi.UMOUNT_NOFOLLOW))
+            raise
+        here, below = mount_id(mounted.fd.fileno()), mount_id(target.fd.fileno())
+        if not any(one.id == here and one.parent == below and one.source == _TMPFS_SOURCE for one in own_mounts()):
+            mounted.close()
+            raise OSError(ESTALE, "replaced while it was mounted on", self.path)
+        got = posix.fstatvfs(mounted.fd.fileno()).f_flag
+        if got & flags != flags:
+            mounted.detach()
+            raise HookError(f"{self.describe()}: flags {got:#x} instead of {flags:#x}", "the kernel did not take them")
+        return mounted
