@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SPACE = " \t\n\r"
 MAX_DIGITS = 64
+_MAX_LOOKS = 100
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -122,20 +123,21 @@ def path_from_json(text: str) -> str:
 def open_regular(path: str | bytes, stage: str) -> Fd:
     """A host file open for reading; never blocks on a FIFO, never touches a device. Raises HookError."""
     flags = posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY | posix.O_CLOEXEC
-    try:
-        with Fd(posix.open(path, posix.O_PATH | posix.O_CLOEXEC)) as handle:
-            before = handle.stat()
-            if not S_ISREG(before.st_mode):
-                raise OSError(EINVAL, "not a regular file")
-            fd = Fd(posix.open(path, flags))
-    except (OSError, ValueError) as e:
-        error = e if isinstance(e, OSError) else OSError(EINVAL, str(e))
-        hint = "not a regular file" if error.errno == EINVAL else ""
-        raise hook_error(stage, path, error, hint) from None
-    if fd.stat()[1:3] != before[1:3]:
-        fd.close()
-        raise HookError(f"{stage} {printable(path)}: replaced while it was opened")
-    return fd
+    for _ in range(_MAX_LOOKS):
+        try:
+            with Fd(posix.open(path, posix.O_PATH | posix.O_CLOEXEC)) as handle:
+                before = handle.stat()
+                if not S_ISREG(before.st_mode):
+                    raise OSError(EINVAL, "not a regular file")
+                fd = Fd(posix.open(path, flags))
+        except (OSError, ValueError) as e:
+            error = e if isinstance(e, OSError) else OSError(EINVAL, str(e))
+            hint = "not a regular file" if error.errno == EINVAL else ""
+            raise hook_error(stage, path, error, hint) from None
+        if fd.stat()[1:3] == before[1:3]:
+            return fd
+        fd.close()  # a writer has just put a new file in its place
+    raise HookError(f"{stage} {printable(path)}: replaced while it was opened, again and again")
 
 
 def read_file(path: str | bytes, limit: int, stage: str, refuse_mode: int = 0, owners: tuple[int, ...] = ()) -> bytes:
@@ -167,7 +169,8 @@ def check_trusted(fd: Fd, path: str, stage: str) -> None:
 
 def write_atomic(path: str, data: bytes, mode: int = 0o644) -> None:
     """Replace a host file: temporary, fsync, rename, fsync of the directory. Raises OSError."""
-    directory, _, name = path.rpartition("/")
+    directory, slash, name = path.rpartition("/")
+    directory = directory or slash or "."
     # Not by pid: in a container pids repeat, and what a killed run left would be in the way.
     temporary = f"{directory}/.{name}.{posix.urandom(6).hex()}"
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
@@ -181,7 +184,7 @@ def write_atomic(path: str, data: bytes, mode: int = 0o644) -> None:
     except BaseException:
         _unlink_quietly(temporary)
         raise
-    fsync_directory(directory or "/")
+    fsync_directory(directory)
 
 
 def _unlink_quietly(path: str) -> None:

@@ -266,6 +266,31 @@ def test_a_file_of_exactly_the_limit_is_read_and_no_descriptor_is_left(tmp_path:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize(("times", "is_read"), [(1, True), (5, True), (1000, False)])
+def test_a_file_that_is_replaced_while_it_is_opened_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, is_read: bool
+) -> None:
+    path, left, real = tmp_path / "x", [times], os.open
+    path.write_text("old")
+
+    def replacing(name: str, flags: int) -> int:
+        fd = real(name, flags)
+        if flags & os.O_PATH and left[0]:
+            left[0] -= 1
+            (tmp_path / "new").write_text("new")
+            (tmp_path / "new").rename(path)
+        return fd
+
+    monkeypatch.setattr(jsonfile.posix, "open", replacing)
+    before = len(os.listdir("/proc/self/fd"))
+    if is_read:
+        assert jsonfile.read_file(str(path), 10, "read x") == b"new"
+    else:
+        with pytest.raises(HookError, match=r"^read x .*/x: replaced while it was opened, again and again$"):
+            jsonfile.read_file(str(path), 10, "read x")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o4755])
 def test_a_file_is_replaced_with_exactly_its_mode_and_nothing_is_left(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "x"
@@ -295,6 +320,24 @@ def test_a_failing_replacement_leaves_the_old_file_and_nothing_else(tmp_path: Pa
     assert os.listdir(tmp_path) == ["x"]
     with pytest.raises(FileNotFoundError):
         jsonfile.write_atomic(str(tmp_path / "none" / "x"), b"new")
+
+
+def test_a_relative_path_is_one_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its temporary too: it is not on another file system then, nor where only root may write."""
+    (tmp_path / "d").mkdir()
+    monkeypatch.chdir(tmp_path)
+    opened, real = [], os.open
+
+    def noting(name: str, flags: int, mode: int = 0o777) -> int:
+        opened.append(os.path.dirname(name) if flags & os.O_CREAT else name)
+        return real(name, flags, mode)
+
+    monkeypatch.setattr(jsonfile.posix, "open", noting)
+    for name in ("x", "d/x", "./x"):
+        jsonfile.write_atomic(name, name.encode())
+        assert (tmp_path / name).read_bytes() == name.encode()
+    assert opened == [".", ".", "d", "d", ".", "."]
+    assert sorted(os.listdir(tmp_path)) == ["d", "x"]
 
 
 PATHS = {"plain": ("/a", "/a"), "unicode": ("/\u00e9", "/\u00e9"), "empty": ("", "")}

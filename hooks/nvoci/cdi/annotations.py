@@ -5,7 +5,7 @@ engine reads them: `cdi.k8s.io/PLUGIN_ID: vendor/class=a,vendor/class=b`.
 from __future__ import annotations
 
 from nvoci.cdi import names
-from nvoci.cdi.error import SpecError
+from nvoci.cdi.error import SpecError, several
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 PREFIX = "cdi.k8s.io/"
 MAX_NAME = 63
+_HINT = "qualified names of devices, with commas between"
 _ENDS = names.LETTERS | names.DIGITS
 _MIDDLE = _ENDS | frozenset("_-.")
 
@@ -24,6 +25,8 @@ def key(plugin: str, device_id: str) -> str:
     'cdi.k8s.io/nvidia.gpu_GPU-0_1'
     """
     for what, text in (("plugin", plugin), ("device id", device_id)):
+        if not isinstance(text, str):
+            raise SpecError(f"the name of the {what} is {type(text).__name__}, not a string")
         if not text:
             raise SpecError(f"the name of the {what} is empty: it is part of an annotation's key")
     name = f"{plugin}_{device_id.replace('/', '_')}"
@@ -44,7 +47,7 @@ def value(devices: Iterable[str]) -> str:
     >>> value(["nvidia.com/gpu=0", "nvidia.com/gpu=1"])
     'nvidia.com/gpu=0,nvidia.com/gpu=1'
     """
-    asked = list(devices)
+    asked = several(devices, "devices")
     if not asked:
         raise SpecError("an annotation must ask for a device")
     for device in asked:
@@ -71,10 +74,13 @@ def parse(annotations: Mapping[str, str]) -> tuple[list[str], list[str]]:
     >>> parse({"a": "b", "cdi.k8s.io/nvidia.gpu_0": "nvidia.com/gpu=0,nvidia.com/gpu=1"})
     (['cdi.k8s.io/nvidia.gpu_0'], ['nvidia.com/gpu=0', 'nvidia.com/gpu=1'])
     """
-    keys = sorted(each for each in annotations if each.startswith(PREFIX))
+    keys = sorted(each for each in annotations if isinstance(each, str) and each.startswith(PREFIX))
     asked = []
     for each in keys:
-        for device in annotations[each].split(","):
+        text = annotations[each]
+        if not isinstance(text, str):
+            raise SpecError(f"{type(text).__name__}, not a string", f"annotation {each}", hint=_HINT)
+        for device in text.split(","):
             names.parse_qualified(device, f"annotation {each}")
             asked.append(device)
     return keys, asked

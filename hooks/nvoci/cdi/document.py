@@ -7,7 +7,7 @@ is read as an empty one. null for a field is as if it was not given.
 
 from __future__ import annotations
 
-from nvoci.cdi import yamlscalar
+from nvoci.cdi import shape, yamlscalar
 from nvoci.cdi.error import SpecError
 from nvoci.cdi.model import ContainerEdits, Device, DeviceNode, Hook, IntelRdt, Mount, NetDevice, Spec
 from nvoci.cdi.yamlscalar import Plain
@@ -39,6 +39,9 @@ class _Bad(Exception):
 def _string(value: Any) -> str:
     """Any text that can be a name or a path."""
     if type(value) is Plain:
+        told = yamlscalar.as_string(value)
+        if told != value:
+            raise _Bad(f"write `{_shown(value)}` in quotes: engines read it as `{told}`")
         value = str(value)
     if type(value) is not str:
         raise _Bad(f"{_kind(value)}, not a string")
@@ -288,12 +291,15 @@ def edits_from_object(doc: object, where: str = "containerEdits") -> ContainerEd
 
 
 def to_object(spec: Spec) -> dict[str, Any]:
-    """The document of a specification: fields in the usual order, those that are not given left out."""
+    """The document of a specification: fields in the usual order, those that are not given left out. Raises SpecError
+    for values of wrong types."""
+    shape.check(spec)
     return _SPEC.write(spec)
 
 
 def edits_to_object(edits: ContainerEdits) -> dict[str, Any]:
-    """The document of container edits alone."""
+    """The document of container edits alone. Raises SpecError for values of wrong types."""
+    shape.check(edits, ContainerEdits)
     return _EDITS.write(edits)
 
 

@@ -7,7 +7,9 @@ import os
 from _stat import S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IMODE
 from dataclasses import replace
 
+from nvoci.cdi import shape
 from nvoci.cdi.error import SpecError
+from nvoci.cdi.model import ContainerEdits
 from nvoci.errors import errno_name, printable
 from nvoci.jsonfile import path_from_json
 
@@ -15,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nvoci.cdi.model import ContainerEdits, DeviceNode
+    from nvoci.cdi.model import DeviceNode
 
     Lstat = Callable[[str], os.stat_result]
 
@@ -30,6 +32,7 @@ def fill_in(edits: ContainerEdits, lstat: Lstat = os.lstat) -> ContainerEdits:
     `deviceNodes[i]`, for one that is missing, is no device node, or has another type than it should."""
     if not edits.device_nodes:
         return edits
+    shape.check(edits, ContainerEdits)
     nodes = tuple([_filled(node, f"deviceNodes[{i}]", lstat) for i, node in enumerate(edits.device_nodes)])
     return edits if nodes == edits.device_nodes else replace(edits, device_nodes=nodes)
 

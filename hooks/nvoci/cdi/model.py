@@ -1,16 +1,28 @@
 """The data of a CDI specification (CNCF CDI SPEC.md, "CDI JSON Specification"), up to version 1.1.0.
 
-Frozen, comparable, nothing checked: `nvoci.cdi.validate` does that. An optional field that is not given is "", (), {}
-or 0 where that means the same to every consumer, and None where given-but-zero means something else.
+Frozen, comparable, nothing checked: `nvoci.cdi.validate` does that. Of what is given as several things a tuple is made;
+one text, or none at all, in its place is a TypeError. An optional field that is not given is "", (), {} or 0 where that
+means the same to every consumer, and None where given-but-zero means something else. Annotations count for equality,
+not for the hash.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nvoci.cdi.error import several
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+def _as_tuples(model: object, *fields: str) -> None:
+    """Instances are made by the thousand, nearly all with tuples."""
+    for name in fields:
+        value = getattr(model, name)
+        if type(value) is not tuple:
+            object.__setattr__(model, name, several(value, f"{type(model).__name__}.{name}"))
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,9 @@ class Hook:
     env: tuple[str, ...] = ()
     timeout: int | None = None
 
+    def __post_init__(self) -> None:
+        _as_tuples(self, "args", "env")
+
 
 @dataclass(frozen=True)
 class Mount:
@@ -57,6 +72,9 @@ class Mount:
     container_path: str
     options: tuple[str, ...] = ()
     type: str = ""
+
+    def __post_init__(self) -> None:
+        _as_tuples(self, "options")
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,10 @@ class IntelRdt:
     mem_bw_schema: str = ""
     schemata: tuple[str, ...] | None = None
     enable_monitoring: bool = False
+
+    def __post_init__(self) -> None:
+        if self.schemata is not None:
+            _as_tuples(self, "schemata")
 
 
 @dataclass(frozen=True)
@@ -83,9 +105,13 @@ class ContainerEdits:
     intel_rdt: IntelRdt | None = None
     additional_gids: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        _as_tuples(self, "env", "device_nodes", "net_devices", "hooks", "mounts", "additional_gids")
+
     def __bool__(self) -> bool:
         """Whether it changes anything."""
-        return self != _NOTHING
+        lists = self.env or self.device_nodes or self.net_devices or self.hooks or self.mounts or self.additional_gids
+        return bool(lists) or self.intel_rdt is not None
 
 
 _NOTHING = ContainerEdits()
@@ -97,7 +123,7 @@ class Device:
 
     name: str
     container_edits: ContainerEdits = _NOTHING
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -108,7 +134,10 @@ class Spec:
     kind: str
     devices: tuple[Device, ...] = ()
     container_edits: ContainerEdits = _NOTHING
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        _as_tuples(self, "devices")
 
     @property
     def vendor(self) -> str:

@@ -33,6 +33,7 @@ def check_device(text: str, where: str = "") -> None:
 
 def _check(what: str, text: str, first: frozenset[str], first_words: str, middle: frozenset[str], others: str,
            where: str) -> None:  # fmt: skip
+    _text(text, where)
     if not text:
         raise SpecError(f"the name of the {what} is empty", where, hint=_HINT)
     rules = ((text[:1], first, f"starts with {first_words}"),
@@ -44,12 +45,18 @@ def _check(what: str, text: str, first: frozenset[str], first_words: str, middle
             raise SpecError(f"{what} `{text}` has `{wrong}` where it must not: its name {rule}", where, hint=_HINT)
 
 
+def _text(given: object, where: str) -> None:
+    if not isinstance(given, str):
+        raise SpecError(f"{type(given).__name__}, not a string", where, hint=_HINT)
+
+
 def parse_kind(kind: str, where: str = "") -> tuple[str, str]:
     """The vendor and the class of a kind. Raises SpecError.
 
     >>> parse_kind("nvidia.com/gpu")
     ('nvidia.com', 'gpu')
     """
+    _text(kind, where)
     vendor, slash, class_ = kind.partition("/")
     if not slash:
         raise SpecError(f"kind `{kind}` is not VENDOR/CLASS", where, hint=_HINT)
@@ -64,6 +71,7 @@ def parse_qualified(text: str, where: str = "") -> tuple[str, str, str]:
     >>> parse_qualified("nvidia.com/gpu=0:1")
     ('nvidia.com', 'gpu', '0:1')
     """
+    _text(text, where)
     kind, _, device = text.partition("=")
     vendor, _, class_ = kind.partition("/")
     missing = next((w for w, part in (("vendor", vendor), ("class", class_), ("device", device)) if not part), "")

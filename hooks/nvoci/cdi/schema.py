@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib import import_module
 
 from nvoci.cdi import yamlscalar
-from nvoci.cdi.error import SpecError
+from nvoci.cdi.error import FileError, SpecError, file_error
 from nvoci.cdi.validate import MAX_PROBLEMS
 from nvoci.errors import HookError
 from nvoci.jsonfile import load_object, read_file
@@ -32,17 +32,20 @@ _ANNOTATION = re.compile(r"((?:devices\[\d+\]\.)?annotations)\.(.*)", re.DOTALL)
 
 
 def document() -> dict[str, Any]:
-    """The schema. Raises HookError.
+    """The schema. Raises SpecError.
 
     >>> document()["required"]
     ['cdiVersion', 'kind', 'devices']
     """
-    return load_object(read_file(PATH, 1 << 20, _STAGE), _STAGE, PATH, "install nvoci anew")
+    try:
+        return load_object(read_file(PATH, 1 << 20, _STAGE), _STAGE, PATH, "install nvoci anew")
+    except HookError as e:
+        raise file_error(_STAGE, PATH, e) from None
 
 
 def problems(doc: object) -> list[SpecError]:
     """What is wrong with a document of dict, list, str, int, float, bool, None (and `Plain`), each with its place, but
-    no more than `nvoci.cdi.validate.MAX_PROBLEMS`. Raises HookError where fastjsonschema is not installed.
+    no more than `nvoci.cdi.validate.MAX_PROBLEMS`. Raises SpecError where fastjsonschema is not installed.
 
     >>> for problem in problems({"kind": "nvidia.com/gpu", "devices": [{"name": 0, "containerEdits": {}}]}):
     ...     print(problem)
@@ -87,7 +90,8 @@ def _validator(collect: bool) -> tuple[Callable[[object], object], type[Exceptio
     try:
         fastjsonschema: Any = import_module("fastjsonschema")
     except ImportError:
-        raise HookError(f"{_STAGE}: fastjsonschema is not installed", "install it, or do without the schema") from None
+        why, hint = "fastjsonschema is not installed", "install it, or do without the schema"
+        raise FileError(_STAGE, why, hint=hint) from None
     options = {"fast_fail": False} if collect else {}
     try:
         made = fastjsonschema.compile(document(), use_default=False, **options)

@@ -15,7 +15,7 @@ from errno import ENOENT, ENOTDIR
 
 from nvoci.cdi import names as _names
 from nvoci.cdi import text, validate
-from nvoci.cdi.error import SpecError
+from nvoci.cdi.error import FileError, SpecError, several
 from nvoci.errors import HookError, errno_name, printable
 from nvoci.jsonfile import read_file
 
@@ -74,11 +74,13 @@ class Change:
 
 
 class Registry:
-    """The specifications in `dirs`. They are read when they are first asked for, and again by `refresh`."""
+    """The specifications in `dirs`, or where none is named in `directories()`. They are read when they are first asked
+    for, and again by `refresh`."""
 
     def __init__(self, dirs: Iterable[str] = ()) -> None:
         # One that is given twice stands where it has the higher priority.
-        paths = [os.path.normpath(path) for path in tuple(dirs) or directories()]
+        given = [path for path in several(dirs, "dirs") if path] or directories()
+        paths = [os.path.normpath(path) for path in given]
         self.dirs = tuple(reversed(dict.fromkeys(reversed(paths))))
         self._state: _State | None = None
 
@@ -128,7 +130,7 @@ class Registry:
 
     def resolve(self, names: Iterable[str]) -> list[Entry]:
         """One for each name. Raises SpecError with all the names that are not known."""
-        wanted = list(names)
+        wanted = several(names, "names")
         found = [self.find(name) for name in wanted]
         unknown = [name for name, entry in zip(wanted, found) if entry is None]
         if unknown:
@@ -249,6 +251,8 @@ def read_trusted(path: str) -> bytes:
 
 def _of_file(error: HookError, path: str) -> SpecError:
     """The same as an error of the specification in that file."""
+    if isinstance(error, FileError):
+        return SpecError(error.why, file=path, hint=error.hint)
     if isinstance(error, SpecError):
         return error
     why = error.message.rpartition(f"{printable(path)}: ")[2]

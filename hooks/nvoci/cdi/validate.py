@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from itertools import islice
 
-from nvoci.cdi import names, version
+from nvoci.cdi import names, shape, version
 from nvoci.cdi.error import SpecError
+from nvoci.cdi.model import ContainerEdits
 from nvoci.oci.hooksd import STAGES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from nvoci.cdi.model import ContainerEdits, Device, DeviceNode, IntelRdt, NetDevice, Spec
+    from nvoci.cdi.model import Device, DeviceNode, IntelRdt, NetDevice, Spec
 
 MAX_PROBLEMS = 1000  # a document of MAX_SPEC bytes can have a million of them
 MAX_ANNOTATIONS = 256 << 10  # bytes of all keys and values together
@@ -45,7 +46,8 @@ def validate(spec: Spec, file: str = "") -> None:
 
 
 def problems(spec: Spec) -> list[SpecError]:
-    """Everything that is wrong with it, but no more than MAX_PROBLEMS; each with its place in the document.
+    """Everything that is wrong with it, but no more than MAX_PROBLEMS; each with its place in the document. Where
+    something is of a wrong type, that is all that is told.
 
     >>> from nvoci.cdi.model import ContainerEdits, Device, Spec
     >>> spec = Spec("0.3.0", "nvidia.com/gpu", (Device("a", ContainerEdits(env=("A",))), Device("b-")))
@@ -57,10 +59,15 @@ def problems(spec: Spec) -> list[SpecError]:
 
 def edits_problems(edits: ContainerEdits, where: str = "containerEdits") -> list[SpecError]:
     """What is wrong with edits that belong to no specification, but no more than MAX_PROBLEMS."""
-    return list(islice(_edits(edits, where), MAX_PROBLEMS))
+    wrong = shape.problems(edits, ContainerEdits, where)
+    return wrong[:MAX_PROBLEMS] or list(islice(_edits(edits, where), MAX_PROBLEMS))
 
 
 def _problems(spec: Spec) -> Iterator[SpecError]:
+    wrong = shape.problems(spec)
+    if wrong:
+        yield from wrong
+        return
     yield from _version(spec)
     yield from _raised(names.parse_kind, spec.kind, "kind")
     yield from _annotations(spec.annotations, "annotations")
@@ -90,9 +97,9 @@ def _version(spec: Spec) -> Iterator[SpecError]:
     except SpecError as error:
         yield error
         return
-    least = version.minimum(spec)
+    feature = version.newest_used(spec)
+    least = feature.version if feature else version.OLDEST
     if declared < version.parse(least):
-        feature = version.newest_used(spec)
         hint = f"since {least}: {feature.what}" if feature else "older ones have another form"
         yield SpecError(f"the spec version must be at least v{least}", "cdiVersion", hint=hint)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from nvoci.cdi import names
+from nvoci.cdi import names, shape
 from nvoci.cdi.error import SpecError
 from nvoci.errors import printable
 
@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nvoci.cdi.model import ContainerEdits, Device, DeviceNode, Mount, Spec
+    from nvoci.cdi.model import ContainerEdits, Device, Mount, Spec
 
     Changed = tuple[ContainerEdits, list[str]]
 
@@ -22,6 +22,7 @@ VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.
 NEWEST = VERSIONS[-1]
 OLDEST = "0.3.0"  # the least that a consumer takes: what came before has another form
 _BIND = {"bind", "rbind"}
+_KEEP_NODES = "declare 0.5.0 or later, or have the nodes at the same paths on the host"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ def parse(text: str, where: str = "") -> tuple[int, ...]:
     >>> parse("v0.5.0") < parse("1.0.0")
     True
     """
+    if not isinstance(text, str):
+        raise SpecError(f"{type(text).__name__}, not a string", where)
     plain = text[1:] if text.startswith("v") else text
     if plain not in VERSIONS:
         raise SpecError(f'invalid version "{text}"', where, hint=f"known versions: {', '.join(VERSIONS)}")
@@ -48,7 +51,8 @@ def parse(text: str, where: str = "") -> tuple[int, ...]:
 
 
 def minimum(spec: Spec) -> str:
-    """The least version that can say what `spec` says, whatever version it declares.
+    """The least version that can say what `spec` says, whatever version it declares. Raises SpecError for one with
+    values of wrong types.
 
     >>> from nvoci.cdi.model import ContainerEdits, Device, Spec
     >>> minimum(Spec("", "nvidia.com/gpu", (Device("gpu0", ContainerEdits(env=("A=1",))),)))
@@ -56,6 +60,7 @@ def minimum(spec: Spec) -> str:
     >>> minimum(Spec("", "nvidia.com/gpu", (Device("gpu0", ContainerEdits(additional_gids=(44,))),)))
     '0.7.0'
     """
+    shape.check(spec)
     newest = newest_used(spec)
     return newest.version if newest else OLDEST
 
@@ -67,8 +72,9 @@ def newest_used(spec: Spec) -> Feature | None:
 
 def reduced(spec: Spec, version: str) -> tuple[Spec, tuple[str, ...]]:
     """A specification that `version` can say, which declares its own minimum, and one sentence for each thing that is
-    left out; a device of which nothing is left is left out too. What only needs other words loses nothing: a hostPath
-    that is the path, the type of a bind mount. Raises SpecError where there is no such specification.
+    left out; a device that would lose a device node, or of which nothing is left, is left out too. What only needs
+    other words loses nothing: a hostPath that is the path, the type of a bind mount. Raises SpecError where there is no
+    such specification, also where a node that every device has would be lost.
 
     >>> from nvoci.cdi.model import ContainerEdits, Device, Spec
     >>> edits = ContainerEdits(env=("A=1",), additional_gids=(44, 104))
@@ -79,6 +85,7 @@ def reduced(spec: Spec, version: str) -> tuple[Spec, tuple[str, ...]]:
     wanted = parse(version)
     if wanted < parse(OLDEST):
         raise SpecError(f"version {version} is too old: {OLDEST} is the least that can be written", "cdiVersion")
+    shape.check(spec)
     told: list[str] = []
     left = spec
     for feature in FEATURES:
@@ -190,16 +197,32 @@ def _no_odd_names(spec: Spec) -> tuple[Spec, list[str]]:
     return replace(spec, devices=tuple(device for device in spec.devices if not _is_odd_name(device))), told
 
 
-def _no_host_paths(edits: ContainerEdits) -> Changed:
-    """A node that the host has elsewhere cannot be said, and another one in its place would be wrong."""
-    nodes: list[DeviceNode] = []
+def _no_host_paths(spec: Spec) -> tuple[Spec, list[str]]:
+    """A node that the host has elsewhere cannot be said. Another one in its place would be wrong, and a device without
+    one of its nodes is none: a container would be started with what does not work."""
+    lost = _nodes_elsewhere(spec.container_edits)
+    if lost:
+        raise SpecError(f"{lost} of every device: needs 0.5.0", "containerEdits.deviceNodes", hint=_KEEP_NODES)
+    devices = []
     told = []
-    for node in edits.device_nodes:
-        if node.host_path in {"", node.path}:
-            nodes.append(replace(node, host_path=""))
+    for device in spec.devices:
+        lost = _nodes_elsewhere(device.container_edits)
+        if lost:
+            told.append(f"{_device(device)}, which has {lost}")
         else:
-            told.append(f"deviceNode `{printable(node.path)}` from hostPath `{printable(node.host_path)}`")
-    return replace(edits, device_nodes=tuple(nodes)), told
+            devices.append(replace(device, container_edits=_without_host_paths(device.container_edits)))
+    return replace(spec, container_edits=_without_host_paths(spec.container_edits), devices=tuple(devices)), told
+
+
+def _nodes_elsewhere(edits: ContainerEdits) -> str:
+    """In words; "" where there is none."""
+    found = [f"`{printable(node.path)}` from hostPath `{printable(node.host_path)}`"
+             for node in edits.device_nodes if node.host_path not in {"", node.path}]  # fmt: skip
+    return f"deviceNode {', '.join(found)}" if found else ""
+
+
+def _without_host_paths(edits: ContainerEdits) -> ContainerEdits:
+    return replace(edits, device_nodes=tuple([replace(node, host_path="") for node in edits.device_nodes]))
 
 
 def _no_mount_types(edits: ContainerEdits) -> Changed:
@@ -225,7 +248,7 @@ FEATURES = (
             lambda spec: any(_is_odd_name(device) for device in spec.devices), _no_odd_names),
     Feature("0.5.0", "hostPath of a device node",
             _any_edits(lambda edits: any(node.host_path for node in edits.device_nodes)),
-            _change_edits(_no_host_paths)),
+            _no_host_paths),
     Feature("0.6.0", "annotations",
             lambda spec: bool(spec.annotations) or any(device.annotations for device in spec.devices),
             _no_annotations),

@@ -1,13 +1,14 @@
-"""YAML in, bounded: one document of maps with string keys, lists and scalars, as JSON could say it.
+"""YAML in, bounded: documents of maps with string keys, lists and scalars, as JSON could say it.
 
 The document is built here from the events of PyYAML's parser, which is a state machine; its composers recurse, and
 libyaml's ends the process with SIGSEGV at some ten thousand brackets. libyaml's parser is taken where it is there (a
 specification of 200 devices, 5,000 lines: 11 ms, and 3 ms for the model; by the one in Python: 130 ms; their import:
 14 ms). What the one in Python answers libyaml's answers too; it takes no tabs, and seldom met forms less.
 
-Limits: MAX_DEPTH, MAX_NODES with aliases counted as what they stand for, MAX_ANCHORS. Refused, beside what is no YAML:
-a key given twice, or that is no scalar, or null; a second document, or none; a tag that is not one of JSON's types; a
-merge key; directives, but for %YAML; a byte order mark within; what is not UTF-8.
+Limits: MAX_DEPTH, MAX_NODES for all documents together and with aliases counted as what they stand for, MAX_ANCHORS,
+MAX_DOCUMENTS. Refused, beside what is no YAML: a key given twice, or that is no scalar, or null, or that engines read
+as another text; a second document where one is asked for, or none; a tag that is not one of JSON's types; a merge key;
+directives, but for %YAML; a byte order mark within; what is not UTF-8.
 
 A scalar without quotes is `Plain`, its text: what it stands for is decided by the field (`nvoci.cdi.yamlscalar`).
 """
@@ -17,9 +18,8 @@ from __future__ import annotations
 from importlib import import_module
 
 from nvoci.cdi import yamlscalar
-from nvoci.cdi.error import SpecError
+from nvoci.cdi.error import FileError, SpecError
 from nvoci.cdi.yamlscalar import NULLS, Plain
-from nvoci.errors import HookError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MAX_DEPTH = 64
 MAX_NODES = 1 << 18
 MAX_ANCHORS = 1000
+MAX_DOCUMENTS = 1000
 _TAG = "tag:yaml.org,2002:"
 _BREAKS = "\n\r\x85\u2028\u2029"
 _SHOWN = 60
@@ -43,19 +44,28 @@ class _Bad(Exception):
 
 
 def loads(data: bytes, file: str = "", loader: Any = None) -> Any:
-    """The document: dict, list, str, Plain, None. loader: a class of PyYAML's to take instead of the best there is.
-    Raises SpecError, which names `file` and the line; HookError where PyYAML is not installed."""
+    """The only document: dict, list, str, Plain, None. loader: a class of PyYAML's to take instead of the best there
+    is. Raises SpecError, which names `file` and the line, also where PyYAML is not installed."""
+    return _documents(data, file, loader, 1)[0]
+
+
+def loads_all(data: bytes, file: str = "", loader: Any = None) -> list[Any]:
+    """All documents, one at least. Otherwise as `loads`."""
+    return _documents(data, file, loader, MAX_DOCUMENTS)
+
+
+def _documents(data: bytes, file: str, loader: Any, most: int) -> list[Any]:
     yaml: Any
     try:
         yaml = import_module("yaml")
     except ImportError:
-        raise HookError(f"read CDI spec {printable(file)}: PyYAML is not installed",
-                        "give the spec as JSON, or install PyYAML") from None  # fmt: skip
+        why, hint = "PyYAML is not installed", "give the spec as JSON, or install PyYAML"
+        raise FileError("read CDI spec", why, file, hint) from None
     try:
         text = data.decode("utf-8-sig")
         loader = loader or best_loader(yaml)
         _check_characters(text, in_python=issubclass(loader, yaml.scanner.Scanner))
-        return _Builder(yaml, loader(text)).document()
+        return _Builder(yaml, loader(text)).documents(most)
     except _Bad as e:
         why, line = e.why, e.line
     except UnicodeDecodeError as e:
@@ -113,7 +123,7 @@ def _shown(text: str, length: int = _SHOWN) -> str:
 
 
 class _Builder:
-    """Makes the document of the events that a loader gives."""
+    """Makes the documents of the events that a loader gives."""
 
     def __init__(self, yaml: Any, loader: Any) -> None:
         self._yaml = yaml
@@ -122,19 +132,19 @@ class _Builder:
         self._depth = 0
         self._anchors: dict[str, tuple[Any, int]] = {}
 
-    def document(self) -> Any:
-        """The only one."""
-        yaml = self._yaml
+    def documents(self, most: int) -> list[Any]:
+        """All of them, one at least."""
+        found: list[Any] = []
         self._next()  # the start of the stream
-        event = self._next()
-        if type(event) is yaml.StreamEndEvent:
+        while type(event := self._next()) is not self._yaml.StreamEndEvent:
+            if len(found) == most:
+                raise _Bad(f"more than {most if most > 1 else 'one'} document{'s' * (most > 1)}", event.start_mark.line)
+            found.append(self._value(self._next()))
+            self._anchors.clear()  # each document has its own
+            self._next()  # the end of the document
+        if not found:
             raise _Bad("no document")
-        value = self._value(self._next())
-        self._next()  # the end of the document
-        event = self._next()
-        if type(event) is not yaml.StreamEndEvent:
-            raise _Bad("more than one document", event.start_mark.line)
-        return value
+        return found
 
     def _value(self, event: Any) -> Any:
         kind = type(event)
@@ -199,6 +209,10 @@ class _Builder:
         if type(key) is Plain:
             if key == "<<":
                 raise _Bad("a merge key (`<<`) is not taken: write out what it stands for", event.start_mark.line)
+            told = yamlscalar.as_string(key)
+            if told != key:
+                why = f"write key `{_shown(key)}` in quotes: engines read it as `{told}`"
+                raise _Bad(why, event.start_mark.line)
             return str(key)
         return key  # type: ignore[no-any-return]
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nvoci.hook.preview import Preview
 
 _OUTPUT_MAX = 1 << 16
+_READS = 64  # at one go: between them the deadline is looked at
 _PAUSE = 0.01
 _NOT_STARTED = 127
 _MAX_FD = 0xFFFFFFFF
@@ -137,12 +138,13 @@ class RunProgram(Operation):
         """Feed it the state and listen until it ends, not until its pipes are closed: what it leaves running in the
         background may hold them. Returns its status (minus the signal) and the last line it said."""
         left = memoryview(self.state)
-        said = b""
+        said, more = b"", True
         deadline = time.monotonic() + self.seconds
         try:
             while True:
                 ended, status = posix.waitpid(pid, posix.WNOHANG)
-                said = (said + _available(output))[-_OUTPUT_MAX:]
+                if more:
+                    said, more = _drain(output, said)
                 if ended:
                     pid = 0
                     return posix.waitstatus_to_exitcode(status), _last_line(said)
@@ -151,7 +153,7 @@ class RunProgram(Operation):
                     raise HookError(f"{self.describe()}: not finished after {self.seconds:g} s, and killed",
                                     "see what it waits for")  # fmt: skip
                 left = _feed(stdin, left)
-                select.select([output] if not said else [], [], [], _PAUSE)
+                select.select([output] if more else [], [], [], _PAUSE)
         finally:
             if pid:
                 _kill(pid)
@@ -171,11 +173,17 @@ def _feed(stdin: Fd, left: memoryview) -> memoryview:
     return left
 
 
-def _available(output: Fd) -> bytes:
-    try:
-        return posix.read(output.fileno(), _OUTPUT_MAX)
-    except BlockingIOError:
-        return b""
+def _drain(output: Fd, said: bytes) -> tuple[bytes, bool]:
+    """`said` with what is there to be read, only the end of it kept; and whether there may be more."""
+    for _ in range(_READS):
+        try:
+            chunk = posix.read(output.fileno(), _OUTPUT_MAX)
+        except BlockingIOError:
+            return said, True
+        if not chunk:
+            return said, False
+        said = (said + chunk)[-_OUTPUT_MAX:]
+    return said, True
 
 
 def _last_line(said: bytes) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,6 +82,23 @@ def test_one_name_that_is_not_qualified_fails_them_all(text: str) -> None:
     with pytest.raises(SpecError) as caught:
         annotations.parse({"cdi.k8s.io/a": "a/b=c", "cdi.k8s.io/b": text})
     assert caught.value.where == "annotation cdi.k8s.io/b"
+
+
+@pytest.mark.parametrize("value", [None, 1, ["a/b=c"], b"a/b=c"])
+def test_a_value_that_is_no_string_fails_with_its_place(value: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        annotations.parse({"cdi.k8s.io/a": value, "x": None})
+    assert caught.value.where == "annotation cdi.k8s.io/a"
+    assert caught.value.why == f"{type(value).__name__}, not a string"
+    with pytest.raises(SpecError, match="not a string"):
+        annotations.value([value])
+    with pytest.raises(SpecError, match="not a string"):
+        annotations.key(value, "a")
+
+
+def test_one_name_in_place_of_several_is_a_mistake_of_the_caller() -> None:
+    with pytest.raises(TypeError, match=r"^devices: a list or tuple is wanted, not str 'a/b=c'$"):
+        annotations.value("a/b=c")
 
 
 @FAST

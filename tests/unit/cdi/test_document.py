@@ -262,11 +262,45 @@ def test_a_required_field_that_is_missing_is_empty() -> None:
 # --- scalars without quotes -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["0", "0:1", "true", "yes", "0666", "0x10", "1.50", "2001-01-01", "=", "name"])
+@pytest.mark.parametrize("text", ["0", "0:1", "true", "1.5", "-5", "2001-01-01", "190:20:30", "=", "name", "1e999"])
 def test_a_string_field_takes_the_text_of_a_plain_scalar(text: str) -> None:
     spec = document.from_object(changed(("devices", 0, "name"), Plain(text)))
     assert spec.devices[0].name == text
     assert type(spec.devices[0].name) is str
+
+
+# By strconv's rules: what sigs.k8s.io/yaml gives for a string.
+ENGINES = {
+    "0x10": "16", "0X1f": "31", "0o17": "15", "017": "15", "0b11": "3", "00": "0", "-0": "0", "+5": "5",
+    "1_000": "1000", "08": "8", "1.0": "1", "1.50": "1.5", "1.": "1", ".5": "0.5", "-0.0": "-0", "1e3": "1000",
+    "1E5": "100000",
+    "1000000.0": "1e+06", "1234567.5": "1.2345675e+06", "0.00001": "1e-05", "16777217.0": "1.6777216e+07",
+    "0.30000000000000004": "0.3", "1e39": "+Inf", "18446744073709551616": "1.8446744e+19",
+    "0x1ffffffffffffffff": "a number of more than 64 bits", "9" * 400: "a number of more than 64 bits",
+    ".inf": "+Inf", "-.INF": "-Inf", ".nan": "NaN", "True": "true", "yes": "true", "y": "true", "On": "true",
+    "NO": "false", "n": "false", "off": "false",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ENGINES, ids=lambda text: text[:25])
+@pytest.mark.parametrize(
+    ("place", "where"),
+    [
+        (("devices", 0, "name"), "devices[0].name"),
+        (("containerEdits", "env"), "containerEdits.env[0]"),
+        (("annotations",), "annotations[a]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_plain_scalar_that_engines_read_as_another_text_is_to_be_quoted(
+    text: str, place: tuple[Any, ...], where: str
+) -> None:
+    value: Any = {"env": [Plain(text)], "annotations": {"a": Plain(text)}}.get(place[-1], Plain(text))
+    with pytest.raises(SpecError) as caught:
+        document.from_object(changed(place, value))
+    shown = text if len(text) <= 60 else text[:60] + "..."
+    assert caught.value.where == where
+    assert caught.value.why == f"write `{shown}` in quotes: engines read it as `{ENGINES[text]}`"
 
 
 # None: refused.

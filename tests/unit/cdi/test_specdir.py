@@ -73,6 +73,20 @@ def test_a_registry_has_the_usual_directories_unless_told(monkeypatch: pytest.Mo
 # --- what is found ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("given", [[""], ["", ""], ("",), iter([""])], ids=str)
+def test_empty_names_of_directories_are_none(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CDI_SPEC_DIRS", "/x:/y")
+    assert Registry(given).dirs == ("/x", "/y")
+    assert Registry(["/a", "", "/b/"]).dirs == ("/a", "/b")
+
+
+def test_one_text_in_place_of_several_is_a_mistake_of_the_caller(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^dirs: a list or tuple is wanted, not str '/etc/cdi'$"):
+        Registry("/etc/cdi")
+    with pytest.raises(TypeError, match=r"^names: a list or tuple is wanted, not str 'a/b=c'$"):
+        apply.inject(Registry([str(tmp_path)]), {}, "a/b=c")
+
+
 def test_devices_of_all_files_by_qualified_name(registry: Registry, low: Path, high: Path) -> None:
     put(low / "b.yaml", "b.org/nic", "0", "1")
     put(high / "a.json", "a.org/gpu", "all").write_text(

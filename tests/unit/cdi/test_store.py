@@ -60,6 +60,7 @@ FILES = {
     "a dot in the name": ("nvidia.com-gpu", "yaml", "nvidia.com-gpu.yaml"),
     "its own suffix": ("a.json", "", "a.json"),
     "its own suffix, told as well": ("a.yaml", "yaml", "a.yaml"),
+    "a dot in front, which engines do not mind": (".a", "", ".a.yaml"),
     "another suffix is a part of the name": ("a.yml", "", "a.yml.yaml"),
 }
 
@@ -76,7 +77,7 @@ def test_file_names(name: str, format: str, expected: str) -> None:
         ("a/b", ""),
         ("/a", ""),
         ("..", ""),
-        (".a", ""),
+        (".", ""),
         ("a\0", ""),
         ("a\n", ""),
         ("a.json", "yaml"),
@@ -106,6 +107,47 @@ def test_what_is_written_is_read_again(tmp_path: Path, format: str) -> None:
 def test_modes_are_those_that_everybody_can_read(tmp_path: Path, umask: int) -> None:
     path = store.write(SPEC, str(tmp_path / "a" / "b"))
     assert (mode(tmp_path / "a"), mode(tmp_path / "a" / "b"), mode(path)) == (0o755, 0o755, 0o644)
+
+
+def test_a_new_directory_is_changed_by_handle_and_not_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can write above it puts a link in its place as soon as it is made."""
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    real = os.mkdir
+
+    def replaced(path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        real(path, mode, dir_fd=dir_fd)
+        os.rmdir(path, dir_fd=dir_fd)
+        os.symlink(private, path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "mkdir", replaced)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(SpecError, match=r"ENOTDIR|ELOOP"):
+        store.write(SPEC, str(tmp_path / "a" / "b"))
+    assert (mode(private), os.listdir(private)) == (0o700, [])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_directory_that_somebody_else_makes_meanwhile_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.mkdir
+
+    def late(path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        real(path, 0o711, dir_fd=dir_fd)
+        real(path, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "mkdir", late)
+    assert text.read(store.write(SPEC, str(tmp_path / "a" / "b"))) == SPEC
+    assert (mode(tmp_path / "a"), mode(tmp_path / "a" / "b")) == (0o711, 0o711)
+
+
+def test_errors_of_files_are_errors_of_specifications(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").mkdir()
+    for act in (lambda: store.write(SPEC, str(tmp_path), "a"), lambda: store.remove(str(tmp_path), "a")):
+        with pytest.raises(SpecError) as caught:
+            act()
+        assert (caught.value.file, caught.value.why) == (f"{tmp_path}/a.yaml", "EISDIR")
 
 
 def test_a_directory_that_is_there_keeps_its_mode(tmp_path: Path) -> None:

@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from unit.cdi import strategies
 
 from nvoci.cdi import document, text
-from nvoci.cdi.error import SpecError
+from nvoci.cdi.error import FileError, SpecError
 from nvoci.cdi.model import ContainerEdits, Device, DeviceNode, Spec
-from nvoci.errors import HookError
 
 FAST = settings(max_examples=60, deadline=None)
 HOOKS = Path(text.__file__).parents[2]
@@ -68,9 +67,15 @@ def test_a_format_that_is_asked_for_goes_before_the_suffix() -> None:
     assert text.loads(AS_JSON, "x.yaml") == SPEC  # in YAML, too, this is a specification
 
 
-@pytest.mark.parametrize("call", [lambda: text.loads(b"{}", format="toml"), lambda: text.dumps(SPEC, "toml")])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: text.loads(b"{}", format="toml"), lambda: text.loads_object(b"{}", format="toml"),
+        lambda: text.loads_all(b"{}", format="toml"), lambda: text.dumps(SPEC, "toml"),
+    ],
+)  # fmt: skip
 def test_another_format_is_an_error(call: Callable[[], object]) -> None:
-    with pytest.raises(HookError, match="no such format: toml"):
+    with pytest.raises(SpecError, match="no such format: toml"):
         call()
 
 
@@ -146,6 +151,35 @@ def test_a_text_that_is_too_long_is_refused_unread(form: str) -> None:
     assert refusal(full + b" ", "x", form).message == f"CDI spec x: longer than {text.MAX_SPEC} bytes"
 
 
+def test_several_documents_are_several_specifications() -> None:
+    other = AS_YAML.replace(b"kind: a/b", b"kind: a/c")
+    found = text.loads_all(AS_YAML + other, "x.yaml")
+    assert [spec.kind for spec in found] == ["a/b", "a/c"]
+    assert text.loads_all(AS_YAML) == text.loads_all(AS_JSON) == [SPEC]
+    assert refusal(AS_YAML + other).why == "more than one document"
+
+
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        (AS_YAML + AS_YAML.replace(b"name: c", b"name: 0x1"), "document 2: devices[0].name"),
+        (AS_YAML + b"---\n- a\n", "document 2"),
+        (AS_YAML.replace(b"name: c", b"name: 0x1"), "devices[0].name"),
+        (AS_YAML + b"--- [", "line 10"),
+    ],
+    ids=["a value", "no object", "the only one", "no YAML"],
+)
+def test_what_is_wrong_in_one_of_several_documents_has_its_number(data: bytes, where: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        text.loads_all(data, "x.yaml")
+    assert (caught.value.file, caught.value.where) == ("x.yaml", where)
+
+
+def test_several_documents_together_are_no_longer_than_one() -> None:
+    with pytest.raises(SpecError, match="longer than"):
+        text.loads_all(AS_YAML * (text.MAX_SPEC // len(AS_YAML) + 1))
+
+
 def test_a_byte_order_mark_is_passed_over() -> None:
     for data in (AS_JSON, AS_YAML):
         assert text.loads(b"\xef\xbb\xbf" + data, "x.json" if data == AS_JSON else "x.yaml") == SPEC
@@ -195,9 +229,12 @@ def test_what_is_no_file_of_a_spec_is_refused_at_once(tmp_path: Path, kind: str)
     make, why = FILES[kind]
     path = tmp_path / "x.yaml"
     make(path)
-    with pytest.raises(HookError) as caught:
+    with pytest.raises(FileError) as caught:
         text.read(str(path))
     assert caught.value.line().startswith(f"read CDI spec {path}: {why}")
+    assert (caught.value.file, caught.value.where) == (str(path), "")
+    assert why.startswith(caught.value.why)
+    assert caught.value.with_file("y").message == f"read CDI spec y: {caught.value.why}"
 
 
 def test_an_error_names_the_file(tmp_path: Path) -> None:

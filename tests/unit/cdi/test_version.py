@@ -193,10 +193,10 @@ REDUCED: dict[str, tuple[ContainerEdits, str, ContainerEdits, list[str]]] = {
     "groups": (GIDS, "0.6.0", ENV, ["additionalGids 44, 104 of %s: needs 0.7.0"]),
     "groups that can stay": (GIDS, "0.7.0", GIDS, []),
     "nodes": (
-        replace(ENV, device_nodes=NODES),
+        replace(ENV, device_nodes=(NODES[0], NODES[2])),
         "0.4.0",
         replace(ENV, device_nodes=(DeviceNode("/dev/a"), DeviceNode("/dev/d"))),
-        ["deviceNode `/dev/b` from hostPath `/dev/c` of %s: needs 0.5.0"],
+        [],
     ),
     "nodes that can stay": (replace(ENV, device_nodes=NODES), "0.5.0", replace(ENV, device_nodes=NODES), []),
     "a bind mount": (replace(ENV, mounts=(BIND,)), "0.3.0", replace(ENV, mounts=(replace(BIND, type=""),)), []),
@@ -243,10 +243,10 @@ REDUCED: dict[str, tuple[ContainerEdits, str, ContainerEdits, list[str]]] = {
         [r"netDevices `eth1`, `eth\n2` of %s: needs 1.1.0"],
     ),
     "several": (
-        replace(GIDS, device_nodes=NODES[1:2]),
-        "0.4.0",
+        replace(GIDS, mounts=(Mount("tmpfs", "/t", (), "tmpfs"),)),
+        "0.3.0",
         ENV,
-        ["deviceNode `/dev/b` from hostPath `/dev/c` of %s: needs 0.5.0", "additionalGids 44, 104 of %s: needs 0.7.0"],
+        ["mount `/t` of type `tmpfs` of %s: needs 0.4.0", "additionalGids 44, 104 of %s: needs 0.7.0"],
     ),
 }
 
@@ -280,6 +280,17 @@ def test_a_device_whose_name_cannot_be_said_is_left_out_and_told_once() -> None:
     )
 
 
+def test_a_device_that_would_lose_a_node_is_left_out_and_told_once() -> None:
+    """With the rest of it a container would be started that has no such device."""
+    two = replace(GIDS, device_nodes=(*NODES, DeviceNode("/dev/e", "/f")))
+    spec = one(devices=(Device("a", two), Device("b", replace(ENV, device_nodes=NODES[:1]))))
+    left, told = version.reduced(spec, "0.4.0")
+    assert left.devices == (Device("b", replace(ENV, device_nodes=(DeviceNode("/dev/a"),))),)
+    assert told == (
+        "device `a`, which has deviceNode `/dev/b` from hostPath `/dev/c`, `/dev/e` from hostPath `/f`: needs 0.5.0",
+    )
+
+
 def test_a_device_of_which_nothing_is_left_is_left_out() -> None:
     spec = one(devices=(Device("a", ENV), Device("b", ContainerEdits(additional_gids=(1,)))))
     left, told = version.reduced(spec, "0.6.0")
@@ -293,11 +304,18 @@ def test_a_device_of_which_nothing_is_left_is_left_out() -> None:
         (one(kind="nvidia.com/gpu.coherent"), "0.5.0", "kind", "class `gpu.coherent` has a dot: needs 0.6.0"),
         (one(devices=(Device("0", ENV),)), "0.4.0", "devices", "device `0`"),
         (one(ContainerEdits(additional_gids=(1,))), "0.6.0", "devices", "nothing of it is left"),
+        (one(ContainerEdits(device_nodes=NODES)), "0.4.0", "devices", "deviceNode `/dev/b` from hostPath `/dev/c`"),
+        (
+            one(container_edits=ContainerEdits(device_nodes=NODES)),
+            "0.4.0",
+            "containerEdits.deviceNodes",
+            "deviceNode `/dev/b` from hostPath `/dev/c` of every device: needs 0.5.0",
+        ),
         (one(), "0.2.0", "cdiVersion", "0.3.0 is the least"),
         (one(), "0.1.0", "cdiVersion", "too old"),
         (one(), "1.2.0", "", "invalid version"),
     ],
-    ids=["class", "names", "nothing left", "0.2.0", "0.1.0", "unknown"],
+    ids=["class", "names", "nothing left", "node", "common node", "0.2.0", "0.1.0", "unknown"],
 )
 def test_where_nothing_can_be_left_that_is_an_error(spec: Spec, wanted: str, where: str, words: str) -> None:
     with pytest.raises(SpecError) as caught:

@@ -15,7 +15,6 @@ from hypothesis import settings
 from nvoci.cdi import text, yamlout, yamltext
 from nvoci.cdi.error import SpecError
 from nvoci.cdi.yamlscalar import Plain
-from nvoci.errors import HookError
 
 FAST = settings(max_examples=80, deadline=None)
 NODES = sorted((Path(__file__).parents[2] / "data" / "nodes").glob("*.cdi.yaml"))
@@ -106,6 +105,8 @@ REFUSED: dict[str, tuple[str, int]] = {
     "a: b\n? [c]\n: d": ("a key that is no string", 2),
     "{a: b}: c": ("a key that is no string", 1),
     "a: &x b\n*x : c": ("a key that is no string", 2),
+    "a: 1\n0x10: 2": ("write key `0x10` in quotes: engines read it as `16`", 2),
+    "a: {n: 2}": ("write key `n` in quotes: engines read it as `false`", 1),
     "a: 1\n~: 2": ("a key that is null", 2),
     "? \n: a": ("a key that is null", 1),
     ": a": ("not valid YAML: ", 1),
@@ -156,6 +157,26 @@ def test_what_cannot_be_json_is_refused_by_line(source: str, loader: Any) -> Non
 
 
 @each_loader
+def test_several_documents_are_read_where_that_is_asked_for(loader: Any) -> None:
+    found = yamltext.loads_all(b"a: &x b\n---\na: &x c\nd: *x\n---\n", "", loader)
+    assert typed(found) == typed([{"a": p("b")}, {"a": p("c"), "d": p("c")}, None])
+    for data, why in ((b"# c", "no document"), (b"a: &x b\n---\nc: *x", "alias `x` stands for nothing before it")):
+        with pytest.raises(SpecError, match=why):
+            yamltext.loads_all(data, "", loader)
+
+
+@each_loader
+def test_limits_count_for_all_documents_together(loader: Any) -> None:
+    most = yamltext.MAX_DOCUMENTS
+    assert len(yamltext.loads_all(b"--- a\n" * most, "", loader)) == most
+    with pytest.raises(SpecError, match=f"line {most + 1}: more than {most} documents"):
+        yamltext.loads_all(b"--- a\n" * (most + 1), "", loader)
+    part = b"---\na: &x [" + b"b," * 100 + b"]\nc: [" + b"*x," * 30 + b"]\n"  # 3,000 values
+    with pytest.raises(SpecError, match=f"more than {yamltext.MAX_NODES} values"):
+        yamltext.loads_all(part * 100, "", loader)
+
+
+@each_loader
 def test_what_is_not_utf_8_is_refused(loader: Any) -> None:
     for data in (b"a: b\nc: \xff", b"a: b\nc: \xed\xa0\x80"):
         error = refusal(data, loader)
@@ -187,8 +208,9 @@ def test_a_generic_reading_has_numbers_and_booleans() -> None:
 
 def test_without_pyyaml_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(HookError) as caught:
+    with pytest.raises(SpecError) as caught:
         yamltext.loads(b"a: b", "x.yaml")
+    assert (caught.value.file, caught.value.why) == ("x.yaml", "PyYAML is not installed")
     assert caught.value.line() == (
         "read CDI spec x.yaml: PyYAML is not installed (give the spec as JSON, or install PyYAML)"
     )

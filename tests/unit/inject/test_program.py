@@ -106,6 +106,18 @@ def test_much_output_does_not_hold_it() -> None:
         run("yes | head -c 5000000; echo; echo done; exit 1", env=("PATH=/bin:/usr/bin",))
 
 
+def test_a_flood_of_output_is_read_as_fast_as_it_comes_and_its_end_is_told() -> None:
+    with pytest.raises(HookError) as e:
+        run("head -c 50000000 /dev/zero; echo; echo the end; exit 3", seconds=20.0)
+    assert "exit status 3: the end" in e.value.message
+
+
+def test_waiting_for_one_that_closed_its_output_costs_nothing() -> None:
+    before = time.process_time()
+    run("exec >&- 2>&-; sleep 0.7")
+    assert time.process_time() - before < 0.35
+
+
 def test_the_deadline_ends_it_and_what_it_has_started() -> None:
     known = set(proc.children())
     start = time.monotonic()
