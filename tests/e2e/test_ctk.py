@@ -53,8 +53,8 @@ def test_a_node_without_a_driver_is_one_error_and_the_old_specification_stays(ct
     out = session.new_dir("out") / "nvidia.yaml"
     out.write_text(OLD)
     done = on(built("a100"), ctk, "cdi", "generate", *HOOK, "--output", out, "--driver-root", session.new_dir("empty"))
-    assert (done.rc, done.stderr.count("\n"), out.read_text()) == (1, 1, OLD)
-    assert "level=error" in done.stderr
+    assert (done.rc, done.stderr.count("level=error"), out.read_text()) == (1, 1, OLD)
+    assert all("level=error" in line or f"use program {HOOK[1]}: " in line for line in done.stderr.splitlines())
 
 
 @needs_x86
@@ -135,6 +135,9 @@ def test_stdout_that_takes_nothing_is_one_error(ctk: Path, redirect: str, errno:
     one_error(done, "write CDI spec to stdout", errno)
 
 
+MEMORY = ("brk", "mmap", "munmap", "mremap", "madvise")  # how many there are is another number in each run
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="no strace: apt-get install strace")
 def test_a_kill_at_each_step_leaves_the_old_file_or_the_new(ctk: Path, output: Path) -> None:
     fresh = output.with_name("fresh.yaml")
@@ -145,7 +148,7 @@ def test_a_kill_at_each_step_leaves_the_old_file_or_the_new(ctk: Path, output: P
     assert {"write", "fsync", "rename"} <= {call for call, _ in steps}
     seen = set()
     for call, at in steps:
-        if call == "exit_group":
+        if call in {"exit_group", *MEMORY}:
             continue
         output.write_text(OLD)
         done = transform(ctk, output, strace.inject_kill(call, at))

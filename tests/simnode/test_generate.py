@@ -48,8 +48,8 @@ def test_on_a_sample_the_output_is_that_of_the_reference_to_the_byte(name: str) 
     assert result.stdout == (DATA / f"{name}.cdi.yaml").read_text()
 
 
-def test_eight_gpus_take_less_than_forty_starts_of_the_interpreter() -> None:
-    """12 on one machine; 20 is the aim."""
+def test_eight_gpus_take_less_than_twenty_five_starts_of_the_interpreter() -> None:
+    """20 is the aim, and 12 what one machine takes; the rest is for the noise of one where other tests run too."""
     node = built("a100")
 
     def best(words: list[str | Path], runs: int) -> float:
@@ -60,7 +60,7 @@ def test_eight_gpus_take_less_than_forty_starts_of_the_interpreter() -> None:
             times.append(time.perf_counter() - began)
         return min(times)
 
-    assert best(command(node.root), 3) < 40 * best(["/usr/bin/python3", "-I", "-S", "-c", "pass"], 5)
+    assert best(command(node.root), 3) < 25 * best(["/usr/bin/python3", "-I", "-S", "-c", "pass"], 5)
 
 
 # -- nodes that are not well ------------------------------------------------------------------------------------------

@@ -32,6 +32,11 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     As `nvidia-ctk cdi generate`, with the same flags, but for these defaults: one hook for the whole container
     (--hooks merged), the kind that is usual in the mode (nvidia.com/imex-channel for imex), and annotations that tell
     what the specification was made for. A file is replaced whole or not at all, and can be read by everybody.
+    A directory that others can write is refused, and so is such a hook program.
+
+    The annotations, by which `nvoci cdi check` tells most, take version 0.6.0 of CDI; groups of device nodes take
+    0.7.0. Podman 4 reads at most 0.5.0, and passes over a newer one without a word: --max-cdi-version 0.5.0 makes one
+    for it, without annotations and groups.
     """
     voice = generating.Voice(_say, node.warn, lambda line: None)
     is_given = ctx.get_parameter_source("format") is not ParameterSource.DEFAULT

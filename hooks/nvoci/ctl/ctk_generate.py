@@ -12,7 +12,7 @@ from nvoci.ctl import generating
 from nvoci.ctl.ctk import CONFIG
 from nvoci.ctl.flags import Tolerant
 
-_DEFAULTS = generating.Defaults(hooks="reference", vendor="nvidia.com", class_="gpu", annotate=False)
+_DEFAULTS = generating.Defaults(hooks="reference", vendor="nvidia.com", class_="gpu", annotate=False, anywhere=True)
 
 
 @click.command("generate", cls=Tolerant, params=list(generating.flags(_DEFAULTS)))

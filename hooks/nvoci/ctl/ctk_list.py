@@ -22,9 +22,10 @@ def command(spec_dir: tuple[str, ...]) -> None:
     """
     from nvoci.cdi.specdir import Registry
 
-    if not spec_dir:
+    dirs = [each for each in spec_dir if each]
+    if not dirs:
         raise HookError("at least one CDI specification directory must be specified", "--spec-dir DIR")
-    registry = Registry(spec_dir)
+    registry = Registry(dirs)
     registry.refresh()
     if registry.errors:
         log.warning("The following registry errors were reported:")

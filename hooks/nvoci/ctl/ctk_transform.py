@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nvoci.cdi.model import Spec
 
 STDIN = "-"
+_FORM = "yaml"
 _FLAGS = (
     Flag("from", metavar="DIR", help="The root that paths of the specification are below."),
     Flag("to", metavar="DIR", help="The root to put in its place. If it is the same, nothing changes."),
@@ -29,24 +30,38 @@ def root(**given: str) -> None:
     """Change the root in the paths of a CDI specification.
 
     Only whole components match: /driver is no root of /driver-backup. The version that the specification declares
-    stays.
+    stays. YAML may have several, as `cdi generate` writes them for memory that is coherent and memory that is not: all
+    are changed, and each has a file of its own, named after its kind.
     """
     from nvoci.generate import transform
 
     if given["relative_to"] not in {transform.HOST, transform.CONTAINER}:
         raise HookError(f"invalid --relative-to value: {printable(given['relative_to'])}", "use host or container")
-    path = specout.place(given["output"], "yaml") if given["output"] else ""
-    spec = transform.root(_read(given["input"]), given["from_"], given["to"], given["relative_to"])
-    specout.emit([specout.Output(path, spec)], "yaml")
+    if given["output"]:
+        specout.place(given["output"], _FORM)  # a bad name is told before anything is read
+    specs = [transform.root(each, given["from_"], given["to"], given["relative_to"]) for each in _read(given["input"])]
+    specout.emit([specout.Output(_path(given["output"], each, specs[0]), each) for each in specs], _FORM)
 
 
-def _read(path: str) -> Spec:
+def _path(output: str, spec: Spec, first: Spec) -> str:
+    """As `cdi generate` names them: the first has the name that is given, and the kind of another begins with that of
+    the first and ends in what its file's name has more. Raises HookError."""
+    if not output:
+        return ""
+    more = spec.kind.removeprefix(first.kind)
+    if spec is not first and (not more or more == spec.kind):
+        raise HookError(f"write CDI spec {printable(output)}: no file name for {printable(spec.kind)} beside "
+                        f"{printable(first.kind)}", "leave out --output, or transform one at a time")  # fmt: skip
+    return specout.place(specout.infixed(output, more) if more else output, _FORM)
+
+
+def _read(path: str) -> list[Spec]:
     from nvoci.cdi import text
 
     if path != STDIN:
-        return text.read(path)
+        return text.loads_all(text.read_bytes(path), path)
     try:
-        return text.loads(read_at_most(0, text.MAX_SPEC), "stdin")
+        return text.loads_all(read_at_most(0, text.MAX_SPEC), "stdin")
     except OSError as e:
         raise hook_error("read CDI spec", "stdin", e, f"at most {text.MAX_SPEC} bytes are read") from None
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import nvoci
-from nvoci.ctl import regex
+from nvoci.ctl import regex, trust
 from nvoci.errors import HookError, hook_error, printable
 from nvoci.hook import options, table
 from nvoci.hook.settings import Settings
@@ -19,6 +19,7 @@ from nvoci.oci import hooksd
 PROGRAM = "nvidia-cdi-hook"
 _PROGRAM_MARK, _OPTIONS_MARK = "@PROGRAM@", "@OPTIONS@"
 _TEMPLATES = "oci-hooks.d"
+_MISSING = "Podman leaves out an entry whose program is not there, without a word"
 
 
 def read_template(hook: str, program: str) -> tuple[str, hooksd.Entry]:
@@ -111,18 +112,17 @@ def find_program(given: str) -> str:
     raise HookError(f"find {PROGRAM}: not beside {printable(here)}", "name it with --program")
 
 
-def check_program(path: str) -> None:
-    """Raises HookError unless it can be executed and only root (or who runs this) can change it."""
+def check_program(path: str, missing: str = _MISSING) -> None:
+    """Raises HookError unless it can be executed and only root (or who runs this) can change it. missing: the hint
+    where it is not there."""
     stage = "use program"
     try:
         status = os.stat(path)
     except OSError as e:
-        raise hook_error(
-            stage, path, e, "Podman leaves out an entry whose program is not there, without a word"
-        ) from None
+        raise hook_error(stage, path, e, missing) from None
     if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o111:
         raise HookError(f"{stage} {printable(path)}: not an executable file", "name a program")
-    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+    if trust.others_can_write(status):
         raise HookError(f"{stage} {printable(path)}: uid {status.st_uid}, mode {status.st_mode & 0o7777:04o}",
                         "others can change what would run at each start")  # fmt: skip
 
@@ -136,7 +136,7 @@ def prepare_directory(path: str) -> str:
         status = os.stat(directory)
     except OSError as e:
         raise hook_error("make directory", e.filename or directory, e) from None
-    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+    if trust.others_can_write(status):
         raise HookError(f"use directory {printable(directory)}: uid {status.st_uid}, "
                         f"mode {status.st_mode & 0o7777:04o}", "others can write to it: chmod go-w")  # fmt: skip
     return directory

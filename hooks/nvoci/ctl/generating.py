@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nvoci.cdi import consumers
 from nvoci.ctl import hookpath, specout, tomlconfig
 from nvoci.ctl.flags import BOOL, LIST, TEXT, Flag
 from nvoci.errors import HookError, printable
@@ -25,12 +26,14 @@ _PREFIX = "NVIDIA_CTK_CDI_GENERATE_"
 
 class Defaults(NamedTuple):
     """What the two commands do unless told. hooks: the form of hooks. vendor, class_: "" for what is usual in the mode.
-    annotate: let the specification tell what it was made for."""
+    annotate: let the specification tell what it was made for. anywhere: write into directories that others can write
+    too, which is then a warning."""
 
     hooks: str
     vendor: str
     class_: str
     annotate: bool
+    anywhere: bool = False
 
 
 class Voice(NamedTuple):
@@ -125,7 +128,7 @@ def run(given: dict[str, Any], defaults: Defaults, config: str, voice: Voice, *,
     options = _options(given, defaults, config, voice, timeout)
     form = _settled_format(form, given["output"], voice, is_format_given=is_format_given)
     if given["output"]:
-        specout.place(given["output"], form)  # a bad name is told before the node is looked at
+        _check_place(specout.place(given["output"], form), defaults, voice)  # before the node is looked at
     from nvoci.generate.specs import generate
 
     generated = generate(options)
@@ -137,6 +140,19 @@ def run(given: dict[str, Any], defaults: Defaults, config: str, voice: Voice, *,
     specout.emit(outputs, form)
     for _, spec in outputs:
         voice.info(f"Generated CDI spec with version {spec.cdi_version}")
+    if defaults.annotate and consumers.passed_over(outputs[0].spec):
+        voice.info(f"Podman 4 reads at most version {consumers.OLD}, and passes over a newer one without a word: "
+                   f"--max-cdi-version {consumers.OLD} makes one for it")  # fmt: skip
+
+
+def _check_place(path: str, defaults: Defaults, voice: Voice) -> None:
+    """Raises HookError, or warns, where no specification would be read from it."""
+    try:
+        specout.check_directory(path)
+    except HookError as e:
+        if not defaults.anywhere:
+            raise
+        voice.warning(e.line())
 
 
 def _path(output: str, infix: str, form: str) -> str:
@@ -177,8 +193,9 @@ def _options(given: dict[str, Any], defaults: Defaults, config: str, voice: Voic
     if options.NONE in found.device_ids and not found.no_all_device:
         voice.warning("Disabling generation of 'all' device")
         found = replace(found, no_all_device=True)
-    resolve = hookpath.own if found.hooks_form == options.MERGED else hookpath.resolve
-    found = replace(found, hook_path=resolve(given["nvidia_cdi_hook_path"], voice.warning))
+    program = given["nvidia_cdi_hook_path"]
+    is_own = found.hooks_form == options.MERGED
+    found = replace(found, hook_path=hookpath.own(program) if is_own else hookpath.resolve(program, voice.warning))
     if timeout:
         found = replace(found, timeout=timeout)
     return options.with_environment(found, os.environ)

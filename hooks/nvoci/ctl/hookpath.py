@@ -15,31 +15,40 @@ if TYPE_CHECKING:
 
 CTK, CDI_HOOK = "nvidia-ctk", "nvidia-cdi-hook"
 _DEFAULT = "/usr/bin"
+_MISSING = "as long as it is not there no container with these devices starts"
+_NAME_IT = "name the program with --nvidia-cdi-hook-path"
 
 
 def resolve(given: str, warn: Callable[[str], None], environ: Mapping[str, str] = os.environ) -> str:
     """As the reference does it: an absolute path as it is; a name, `nvidia-cdi-hook` if none is given, in $PATH and the
-    usual directories. Where it is not found, told by `warn`, the path where packages have it."""
-    if given.startswith("/"):
-        return given
-    name = given or CDI_HOOK
-    path = _found(name, environ)
+    usual directories; where it is not found, the path where packages have it. What would keep it from running, or let
+    others say what runs, is told by `warn` and changes nothing: it may be the path of another root."""
+    path = given if given.startswith("/") else _found(given or CDI_HOOK, environ)
     if path:
+        try:
+            entries.check_program(path, _MISSING)
+        except HookError as e:
+            warn(e.line())
         return path
+    name = given or CDI_HOOK
     default = f"{_DEFAULT}/{CTK if os.path.basename(name) == CTK else CDI_HOOK}"
     warn(f"Failed to locate {printable(name)}: no such program in PATH; the hooks will call {default}")
     return default
 
 
-def own(given: str, warn: Callable[[str], None]) -> str:
-    """For hooks that only our program knows: `given` as in `resolve`, or the program that was installed with this one.
-    Raises HookError."""
-    if given:
-        return resolve(given, warn)
-    try:
-        return entries.find_program("")
-    except HookError as e:
-        raise HookError(e.message, "name the program with --nvidia-cdi-hook-path") from None
+def own(given: str, environ: Mapping[str, str] = os.environ) -> str:
+    """For hooks that only our program knows: the path or name that is given, looked for as `resolve` does, or the
+    program that was installed with this one. Raises HookError where it is not there, or others can change it."""
+    if not given:
+        try:
+            return entries.find_program("")
+        except HookError as e:
+            raise HookError(e.message, _NAME_IT) from None
+    path = given if given.startswith("/") else _found(given, environ)
+    if not path:
+        raise HookError(f"find {printable(given)}: no such program in PATH", _NAME_IT)
+    entries.check_program(path, _NAME_IT)
+    return path
 
 
 def _found(name: str, environ: Mapping[str, str]) -> str:

@@ -154,9 +154,9 @@ def install(ctx: click.Context, /, **chosen: Any) -> None:
 def from_cdi(spec: str, directory: str | None, devices: tuple[str, ...], **conditions: Any) -> None:
     """Turn the hooks of a CDI spec (JSON or YAML) into entries.
 
-    Taken are the hooks that all devices share, then those of the chosen devices, in that order. Only hooks: a hooks
-    directory has no device nodes, mounts and variables. Entries made before from a spec of the same kind are replaced,
-    and removed if they are no longer there.
+    The spec must be valid, and nobody's to write but root's and yours. Taken are the hooks that all devices share, then
+    those of the chosen devices, in that order. Only hooks: a hooks directory has no device nodes, mounts and variables.
+    Entries made before from a spec of the same kind are replaced, and removed if they are no longer there.
     """
     target = _needs(directory)
     when = _when(**conditions)
@@ -166,9 +166,7 @@ def from_cdi(spec: str, directory: str | None, devices: tuple[str, ...], **condi
         raise HookError(f"read CDI spec {printable(spec)}: no hooks in what was chosen", "name a --device")
     for _, entry in made:
         entries.check_program(entry.path)
-    others = sorted(
-        {key for edits in cdispec.choose(found, devices) for key, value in edits.items() if value} - {"hooks"}
-    )
+    others = cdispec.others(cdispec.choose(found, devices))
     if others:
         log.warning(
             "only hooks are carried over; the engine must get the rest in another way", left_out=", ".join(others)

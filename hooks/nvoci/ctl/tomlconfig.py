@@ -2,6 +2,7 @@
 
 The file is the first of --config, NVIDIA_CTK_CONFIG_FILE_PATH, $XDG_CONFIG_HOME/nvidia-container-runtime/config.toml
 and /etc/nvidia-container-runtime/config.toml that is named; where there is none the defaults hold.
+It says where root finds the driver, so one that others can write is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nvoci.ctl import trust
 from nvoci.errors import HookError, printable
 from nvoci.jsonfile import read_file
 
@@ -38,8 +40,8 @@ def driver_root(path: str) -> str:
 
 
 def text(path: str, table: str, key: str) -> str:
-    """A string of the file, "" where it is not there. Raises HookError for a file that cannot be read or is no TOML,
-    and for a value that is no string."""
+    """A string of the file, "" where it is not there. Raises HookError for a file that cannot be read, that others
+    can write, or that is no TOML, and for a value that is no string."""
     if not os.path.lexists(path):
         return ""
     found = _load(path).get(table, {})
@@ -50,7 +52,7 @@ def text(path: str, table: str, key: str) -> str:
 
 
 def _load(path: str) -> dict[str, Any]:
-    data = read_file(path, MAX_CONFIG, _STAGE)
+    data = read_file(path, MAX_CONFIG, _STAGE, refuse_mode=trust.OTHERS, owners=trust.owners())
     if any(line.count(b".") > _MAX_DOTS for line in data.splitlines()):
         raise HookError(f"{_STAGE} {printable(path)}: a line has more than {_MAX_DOTS} dots", "correct it")
     try:

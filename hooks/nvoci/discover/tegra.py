@@ -11,7 +11,7 @@ from nvoci.discover.libnames import folders
 from nvoci.discover.libraries import Library, below, so_links
 from nvoci.discover.model import Hook, Mount
 from nvoci.discover.node import ABSENT, Hit, joined, plain
-from nvoci.discover.search import NOT_THERE, Lookup, Search, directory, look_at, mount, read_text, regular
+from nvoci.discover.search import NOT_THERE, Lookup, Search, directory, look_at, mount, regular
 from nvoci.elf import Elf, ElfError
 from nvoci.linux.lookup import MAX_LINKS
 from nvoci.linux.pattern import is_pattern, match
@@ -61,8 +61,11 @@ class Tegra:
 
     def _read(self, path: str) -> None:
         where = self._node.root.host(path)
-        text = read_text(self._search, self._node.root, path, "CSV file", _REINSTALL, _MAX_CSV)
-        entries = parse(text or "")
+        try:
+            entries = parse(self._node.root.text(path, _MAX_CSV))
+        except OSError as e:
+            self._search.problem("read CSV file", where, e, _REINSTALL)
+            return
         if not entries:
             self._search.problem("read CSV file", where, "no entries", _REINSTALL)
         missing = [name for kind, name in entries[:_MAX_ENTRIES] if not self._entry(kind, name)]

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nvoci.cdi import validate, version
+from nvoci.cdi import consumers, validate, version
 from nvoci.cdi.error import SpecError
 from nvoci.cdi.model import Device, Spec
 from nvoci.discover.look import grave
 from nvoci.errors import HookError
 from nvoci.generate import freshness, modes, simplify
+from nvoci.generate.devices import first_of_all_or_none
 from nvoci.generate.edits import edits
 from nvoci.generate.hooks import Hooks, unconditional
 from nvoci.generate.options import (
     ALL,
     AUTO,
+    CHOOSABLE,
     MANAGEMENT,
     MERGED,
     NO_GIDS,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from nvoci.generate.specs import Links
 
 _MAX_TOLD = 4
+_CHANNEL = "channel"  # an IMEX channel may be asked for as channel7, and all of them as channelall
 
 
 def from_found(
@@ -54,7 +57,7 @@ def from_found(
     told = [] if mode in WITHOUT_NVML else [each.line() for each in grave(found, answer)]
     specs = []
     for suffix, entries in _splits(parts.entries):
-        spec = _spec(found, replace(parts, entries=tuple(entries)), hooks, options, options.kind(mode) + suffix)
+        spec = _spec(found, replace(parts, entries=tuple(entries)), hooks, options, mode, suffix)
         try:
             spec, left_out = _of_version(spec, options.max_cdi_version)
         except SpecError as e:
@@ -63,6 +66,7 @@ def from_found(
             told.append(f"the specification for {spec.kind} is left out: {e.why}")
             continue
         told += [f"left out of {spec.kind}: {each}" for each in _grouped(left_out)]
+        told += consumers.warnings(spec)
         validate.validate(spec)
         specs.append(Named(suffix, spec))
     warnings = dict.fromkeys([*told, *parts.warnings, *hooks.warnings])
@@ -76,7 +80,7 @@ def _splits(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
     return [("", list(entries)), *[(suffix, some) for suffix, some in split if some]]
 
 
-def _spec(found: Found, parts: Parts, hooks: Hooks, options: GenerateOptions, kind: str) -> Spec:
+def _spec(found: Found, parts: Parts, hooks: Hooks, options: GenerateOptions, mode: str, suffix: str) -> Spec:
     gids = not options.has(NO_GIDS)
     merged = options.hooks_form == MERGED
     calls = [call for entry in parts.entries for call in entry.share.calls]
@@ -87,14 +91,23 @@ def _spec(found: Found, parts: Parts, hooks: Hooks, options: GenerateOptions, ki
         changes = edits(entry.share, own, gids)
         for name in entry.names:
             known.setdefault(name, Device(name, changes))
-    spec = Spec("", kind, tuple(known.values()), edits(parts.common, common, gids))
+    spec = Spec("", options.kind(mode) + suffix, tuple(known.values()), edits(parts.common, common, gids))
     spec = simplify.simplified(spec)
     if not options.no_all_device and NONE not in options.device_ids:
         spec = simplify.simplified(simplify.with_all(spec, ALL))
     if options.annotate and merged:
         nodes = [node for share in (parts.common, *[e.share for e in parts.entries]) for node in share.nodes]
-        spec = replace(spec, annotations=freshness.made_for(found, nodes))
+        spec = replace(spec, annotations=freshness.made_for(found, nodes, _asked_for(options, mode)))
     return simplify.in_order(spec)
+
+
+def _asked_for(options: GenerateOptions, mode: str) -> Sequence[str]:
+    """The devices, where they can be chosen: some parts of the machine are there whole or not at all."""
+    if mode not in CHOOSABLE:
+        return (ALL,)
+    ids = [each.removeprefix(_CHANNEL) for each in options.device_ids]
+    first = first_of_all_or_none(ids)
+    return [first] if first else ids
 
 
 def _of_version(spec: Spec, newest: str) -> tuple[Spec, tuple[str, ...]]:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 DRIVER_VERSION = "nvoci.io/driver-version"
 DEVICE_MAJORS = "nvoci.io/device-majors"
+DEVICE_IDS = "nvoci.io/device-ids"
+"""Only where some of the node's devices were asked for: those that are missing are then meant to be."""
+_ALL = "all"
 _UVM = ("/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 _DRIVERS = {
     "gpu": "nvidia",
@@ -29,12 +32,15 @@ _DRIVERS = {
 }
 
 
-def made_for(found: Found, nodes: Iterable[DeviceNode]) -> dict[str, str]:
-    """The annotations of a specification with these nodes. What is not known is left out."""
+def made_for(found: Found, nodes: Iterable[DeviceNode], device_ids: Iterable[str] = (_ALL,)) -> dict[str, str]:
+    """The annotations of a specification with these nodes. device_ids: what was asked for. What is not known is left
+    out."""
     majors = device_majors(nodes)
+    ids = tuple(device_ids)
     told = {
         DRIVER_VERSION: found.driver.version,
         DEVICE_MAJORS: ",".join([f"{name}={majors[name]}" for name in sorted(majors)]),
+        DEVICE_IDS: "" if _ALL in ids else ",".join(ids),
     }
     return {key: value for key, value in told.items() if value}
 

@@ -21,6 +21,8 @@ GATED = ("gdrcopy", "gds", "mofed", "nvswitch")
 """Modes whose devices are one part of the machine, asked for in addition to a GPU."""
 MODES = (AUTO, CSV, "gdrcopy", "gds", IMEX, MANAGEMENT, "mofed", NVML, "nvswitch", WSL)
 WITHOUT_NVML = (IMEX, *GATED)
+CHOOSABLE = (CSV, NVML, IMEX)
+"""Modes in which devices can be asked for by what they are called."""
 INDEX, TYPE_INDEX, UUID = "index", "type-index", "uuid"
 STRATEGIES = (INDEX, TYPE_INDEX, UUID)
 REFERENCE, MERGED = "reference", "merged"

@@ -34,16 +34,7 @@ def root(spec: Spec, old: str, new: str, relative_to: str = HOST) -> Spec:
     old, new = _clean(old), _clean(new)
     if old == new:
         return spec
-    return _transformed(spec, [(old, new)], relative_to)
-
-
-def driver_root(spec: Spec, old: str, new: str, old_dev: str = "", new_dev: str = "") -> Spec:
-    """`spec` with the host's paths moved from one driver root to another, and those in `dev` from one dev root to
-    another; "" for a dev root means the driver root. Every path moves once. Raises HookError."""
-    old, new = _clean(old), _clean(new)
-    old_dev, new_dev = _clean(old_dev or old), _clean(new_dev or new)
-    pairs = [(_join(old_dev, "/dev"), _join(new_dev, "/dev")), (old, new)]
-    return spec if all(a == b for a, b in pairs) else _transformed(spec, pairs, HOST)
+    return _transformed(spec, old, new, relative_to)
 
 
 def _clean(given: str) -> str:
@@ -62,22 +53,21 @@ def _join(top: str, rest: str) -> str:
     return (top.rstrip("/") + rest) or "/"
 
 
-def _moved(path: str, pairs: Sequence[tuple[str, str]]) -> str:
+def _moved(path: str, old: str, new: str) -> str:
     if not path.startswith("/"):
         return path
     clean = _normal(path)
-    for old, new in pairs:
-        if clean == old or clean.startswith(old.rstrip("/") + "/"):
-            return _join(new, "/" + clean[len(old) :].strip("/") if clean != old else "")
-    return path
+    if clean != old and not clean.startswith(old.rstrip("/") + "/"):
+        return path
+    return _join(new, "/" + clean[len(old) :].strip("/") if clean != old else "")
 
 
-def _transformed(spec: Spec, pairs: Sequence[tuple[str, str]], relative_to: str) -> Spec:
+def _transformed(spec: Spec, old: str, new: str, relative_to: str) -> Spec:
     if relative_to not in {HOST, CONTAINER}:
         raise HookError(f"{_STAGE}: `{printable(relative_to)}` has no root", f"it is {HOST} or {CONTAINER}")
 
     def move(path: str) -> str:
-        return _moved(path, pairs)
+        return _moved(path, old, new)
 
     edit = _host_edits if relative_to == HOST else _container_edits
     devices = tuple([replace(each, container_edits=edit(each.container_edits, move)) for each in spec.devices])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from lib import proc
@@ -31,6 +32,9 @@ devices:
             - A=1
 """
 JSON = '{"cdiVersion":"0.5.0","kind":"nvidia.com/gpu","devices":[{"name":"0","containerEdits":{"env":["A=1"]}}]}'
+
+FOUND = "info: Auto-detected mode as 'nvml'"
+DONE = "info: Generated CDI spec with version 0.5.0"
 
 
 def lines(text: str) -> list[str]:
@@ -93,3 +97,19 @@ def ctk(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
         return proc.Result(code, out, err, 0.0)
 
     return invoke
+
+
+def generate(ctk: Ctk, *words: object) -> proc.Result:
+    """`nvidia-ctk cdi generate WORDS…`."""
+    return ctk("cdi", "generate", *words)
+
+
+@pytest.fixture
+def only_a_hook(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """PATH has one program, our hook."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/nvidia-cdi-hook"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("XDG_DATA_DIRS", raising=False)

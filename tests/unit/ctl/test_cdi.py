@@ -207,11 +207,11 @@ def test_validate_of_files(cdi: Invoke, low: Path, tmp_path: Path, monkeypatch: 
 
 
 SCHEMA = {
-    "the schema alone": ("kind: a.b/c\ncdiVersion: 0.5.0\ndevices: [{name: 0, containerEdits: {env: [A=1]}}]\n",
+    "the schema alone": ("kind: a.b/nic\ncdiVersion: 0.5.0\ndevices: [{name: 0, containerEdits: {env: [A=1]}}]\n",
                          ["devices[0].name: must be string"], []),
     "both, of one place": ("kind: 7\ncdiVersion: 0.5.0\ndevices: [{name: a, containerEdits: {env: [A=1]}}]\n",
                            ["kind: kind `7` is not VENDOR/CLASS"], ["kind: kind `7` is not VENDOR/CLASS"]),
-    "the rules alone": ("kind: a.b/c\ncdiVersion: 0.5.0\ndevices: [{name: a, containerEdits: {}}]\n",
+    "the rules alone": ("kind: a.b/nic\ncdiVersion: 0.5.0\ndevices: [{name: a, containerEdits: {}}]\n",
                         ["devices[0].containerEdits: invalid device, empty device edits"],
                         ["devices[0].containerEdits: invalid device, empty device edits"]),
 }  # fmt: skip

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from lib import proc
 from unit.ctl.conftest import Invoke
-from unit.ctl.ctktools import JSON, YAML, Generator, generator
+from unit.ctl.ctktools import JSON, SPEC, YAML, Generator, generator
 
 from nvoci.ctl import cdi_generate, ctk_generate
 from nvoci.discover import nvml
 from nvoci.errors import HookError
+from nvoci.generate import specs
 
 __all__ = ["generator"]
 
-HOOK = ("--nvidia-cdi-hook-path", "/opt/bin/nvidia-cdi-hook")
+HOOK = ("--nvidia-cdi-hook-path", "/bin/true")
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +70,34 @@ def test_errors_are_those_of_nvoci(nvoci: Invoke, generator: Generator) -> None:
     assert nvoci("cdi", "generate", *HOOK).stderr == "nvoci: nothing here (look elsewhere)\n"
     done = nvoci("cdi", "generate", *HOOK, "stray")
     assert (done.rc, "unexpected extra argument" in done.stderr) == (2, True)
+
+
+def test_a_directory_that_others_can_write_is_refused_before_the_node_is_looked_at(
+    nvoci: Invoke, generator: Generator, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o775)
+    done = nvoci("cdi", "generate", *HOOK, "--output", "out/x.yaml")
+    assert (done.rc, generator.asked, list((tmp_path / "out").iterdir())) == (1, [], [])
+    assert done.stderr.startswith(f"nvoci: write CDI spec {tmp_path}/out/x.yaml: directory {tmp_path}/out: uid ")
+    assert done.stderr.count("\n") == 1
+
+
+VERSIONS = {"0.5.0": 0, "0.6.0": 1, "0.7.0": 1}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_version_that_podman_4_passes_over_is_told_of_once(nvoci: Invoke, generator: Generator, version: str) -> None:
+    spec = dataclasses.replace(SPEC, cdi_version=version)
+    split = dataclasses.replace(SPEC, cdi_version="0.6.0", kind="nvidia.com/gpu.coherent")
+    generator.specs = [specs.Named("", spec), specs.Named(".coherent", split)]
+    done = nvoci("cdi", "generate", *HOOK)
+    told = [line for line in done.stderr.splitlines() if "--max-cdi-version 0.5.0" in line]
+    assert (done.rc, len(told)) == (0, VERSIONS[version])
+
+
+def test_the_help_says_what_podman_4_needs(nvoci: Invoke) -> None:
+    assert "--max-cdi-version 0.5.0" in nvoci("cdi", "generate", "--help").stdout
 
 
 COMPLETED = {

@@ -205,6 +205,21 @@ def test_list_takes_the_directories_of_the_environment(
     assert ctk("cdi", "list", "--spec-dir", "/nowhere").stdout == ""
 
 
+@pytest.mark.parametrize("word", ["--spec-dir={},", "--spec-dir=,{}", "--spec-dir={},,"])
+def test_an_empty_part_is_no_directory(ctk: Ctk, dirs: tuple[Path, Path], tmp_path: Path, word: str) -> None:
+    (tmp_path / "here.yaml").write_text(YAML.replace('"0"', '"5"'))  # in the working directory
+    (tmp_path / "here.yaml").chmod(0o644)
+    assert ctk("cdi", "list", word.format(dirs[0])).stdout == "nvidia.com/gpu=0\nnvidia.com/gpu=1\n"
+
+
+@pytest.mark.parametrize("word", ["--spec-dir=", "--spec-dir=,"])
+def test_no_directory_at_all_is_an_error(ctk: Ctk, word: str) -> None:
+    done = ctk("cdi", "list", word)
+    (line,) = lines(done.stderr)
+    assert (done.rc, done.stdout) == (1, "")
+    assert line.startswith("error: at least one CDI specification directory must be specified")
+
+
 def test_list_of_no_directory_is_empty(ctk: Ctk) -> None:
     done = ctk("cdi", "list", "--spec-dir", "/nowhere")
     assert (done.rc, done.stdout, lines(done.stderr)) == (0, "", ["info: Found 0 CDI devices"])
@@ -294,3 +309,58 @@ def test_transform_of_no_file(ctk: Ctk, tmp_path: Path) -> None:
         done = transform(ctk, "--input", name)
         assert (done.rc, len(lines(done.stderr))) == (1, 1)
         assert why in done.stderr
+
+
+# -- several documents -----------------------------------------------------------------------------------------------
+
+KINDS = ("nvidia.com/gpu", "nvidia.com/gpu.coherent", "nvidia.com/gpu.noncoherent")
+
+
+def split(*kinds: str) -> str:
+    """As `cdi generate` writes them to stdout."""
+    text = YAML.replace("0.5.0", "0.6.0").replace("env:", "deviceNodes:").replace("- A=1", "- path: /dev/x")
+    return "".join(text.replace("nvidia.com/gpu", kind) for kind in kinds)
+
+
+def test_transform_changes_all_documents(ctk: Ctk, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text(split(*KINDS))
+    done = transform(ctk, "--input", "in", "--to", "/d")
+    assert (done.rc, done.stderr) == (0, "")
+    documents = list(yaml.safe_load_all(done.stdout))
+    assert [each["kind"] for each in documents] == list(KINDS)
+    node = {"path": "/dev/x", "hostPath": "/d/dev/x"}
+    assert [each["devices"][0]["containerEdits"] for each in documents] == [{"deviceNodes": [node]}] * 3
+
+
+@pytest.mark.parametrize(("output", "names"), [
+    ("o.yaml", ["o.yaml", "o.coherent.yaml", "o.noncoherent.yaml"]), ("o", ["o.yaml", "o.coherent.yaml",
+    "o.noncoherent.yaml"]), ("o.json", ["o.json", "o.coherent.json", "o.noncoherent.json"])])  # fmt: skip
+def test_transform_writes_each_document_to_a_file_of_its_own(
+    ctk: Ctk, tmp_path: Path, output: str, names: list[str]
+) -> None:
+    (tmp_path / "in").write_text(split(*KINDS))
+    done = transform(ctk, "--input", "in", "--to", "/d", "--output", f"out/{output}")
+    assert (done.rc, done.stdout, done.stderr) == (0, "", "")
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(names)
+    kinds = [yaml.safe_load((tmp_path / "out" / name).read_text())["kind"] for name in names]
+    assert kinds == list(KINDS)
+
+
+@pytest.mark.parametrize("kinds", [(KINDS[0], KINDS[0]), (KINDS[0], "a.org/b"), (KINDS[1], KINDS[0])], ids=str)
+def test_documents_that_cannot_be_told_apart_by_a_name_are_one_error(
+    ctk: Ctk, tmp_path: Path, kinds: tuple[str, ...]
+) -> None:
+    (tmp_path / "in").write_text(split(*kinds))
+    done = transform(ctk, "--input", "in", "--to", "/d", "--output", "out/x.yaml")
+    (line,) = lines(done.stderr)
+    assert (done.rc, f"no file name for {kinds[1]} beside {kinds[0]}" in line) == (1, True)
+    assert not (tmp_path / "out").exists()
+    assert transform(ctk, "--input", "in", "--to", "/d").rc == 0
+
+
+def test_one_bad_document_keeps_all_from_being_written(ctk: Ctk, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text(split(*KINDS).replace("gpu.noncoherent", "gpu.noncoherent-"))
+    for words in ((), ("--output", "out/x.yaml")):
+        done = transform(ctk, "--input", "in", "--to", "/d", *words)
+        assert (done.rc, done.stdout, len(lines(done.stderr))) == (1, "", 1)
+    assert not (tmp_path / "out").exists()

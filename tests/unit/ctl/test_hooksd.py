@@ -212,7 +212,10 @@ def spec(path: Path, *common: dict[str, Any], **devices: list[dict[str, Any]]) -
     doc = {
         "cdiVersion": "0.6.0",
         "kind": "nvidia.com/gpu",
-        "devices": [{"name": name.strip("_"), "containerEdits": {"hooks": hooks}} for name, hooks in devices.items()],
+        "devices": [
+            {"name": name.strip("_"), "containerEdits": {"hooks": hooks}}
+            for name, hooks in (devices or {"other": [cdi_hook("other")]}).items()
+        ],
         "containerEdits": {"hooks": list(common), "env": ["NVIDIA_VISIBLE_DEVICES=void"]},
     }
     path.write_text(json.dumps(doc))
@@ -263,32 +266,44 @@ def test_from_cdi_again_leaves_what_one_run_leaves(nvoci: Invoke, tmp_path: Path
 
 
 BAD_SPECS = {
-    "no kind": ({"kind": ...}, "`kind`"),
-    "kind": ({"kind": "gpu"}, "`kind`"),
-    "devices": ({"devices": {}}, ""),
-    "device": ({"devices": ["x"]}, "`devices` is not a list of objects"),
-    "device twice": ({"devices": [{"name": "0"}, {"name": "0"}]}, "device name"),
-    "edits": ({"containerEdits": []}, ""),
-    "hooks": ({"containerEdits": {"hooks": {"a": 1}}}, "`hooks` is not a list of objects"),
-    "stage": ({"containerEdits": {"hooks": [cdi_hook(hookName="now")]}}, "`stages`"),
-    "no stage": ({"containerEdits": {"hooks": [{"path": "/bin/true"}]}}, "`stages`"),
+    "no kind": ({"kind": ...}, "kind: kind `` is not VENDOR/CLASS"),
+    "kind": ({"kind": "gpu"}, "kind: kind `gpu` is not VENDOR/CLASS"),
+    "version": ({"cdiVersion": "2.0.0"}, 'cdiVersion: invalid version "2.0.0"'),
+    "unknown field": ({"hooks": []}, "hooks"),
+    "devices": ({"devices": {}}, "devices"),
+    "device": ({"devices": ["x"]}, "devices[0]"),
+    "device twice": ({"devices": [{"name": "0"}, {"name": "0"}]}, "devices"),
+    "edits": ({"containerEdits": []}, "containerEdits"),
+    "hooks": ({"containerEdits": {"hooks": {"a": 1}}}, "containerEdits.hooks"),
+    "stage": ({"containerEdits": {"hooks": [cdi_hook(hookName="now")]}}, 'hooks[0].hookName: invalid hook name "now"'),
+    "no stage": ({"containerEdits": {"hooks": [{"path": "/bin/true"}]}}, 'invalid hook name ""'),
     "path": ({"containerEdits": {"hooks": [cdi_hook(path="true")]}}, "`hook.path`"),
     "program": ({"containerEdits": {"hooks": [cdi_hook(path="/nowhere")]}}, "ENOENT"),
-    "args": ({"containerEdits": {"hooks": [cdi_hook(args="x")]}}, "`hook.args`"),
-    "env": ({"containerEdits": {"hooks": [cdi_hook(env=["x"])]}}, "NAME=value"),
+    "args": ({"containerEdits": {"hooks": [cdi_hook(args="x")]}}, "hooks[0].args"),
+    "args that start with no program": ({"containerEdits": {"hooks": [cdi_hook(args=["-x"])]}}, "`hook.args`"),
+    "env": ({"containerEdits": {"hooks": [cdi_hook(env=["x"])]}}, 'env[0]: invalid environment variable "x"'),
     "timeout": ({"containerEdits": {"hooks": [cdi_hook(timeout=-1)]}}, "greater than 0"),
-    "second hook": ({"containerEdits": {"hooks": [cdi_hook(), cdi_hook(hookName="")]}}, "`stages`"),
+    "second hook": ({"containerEdits": {"hooks": [cdi_hook(), cdi_hook(hookName="")]}}, "hooks[1]"),
 }
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_SPECS.values(), ids=BAD_SPECS.keys())
 def test_a_bad_spec_writes_nothing(nvoci: Invoke, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    doc: dict[str, Any] = {"cdiVersion": "0.6.0", "kind": "v/c", **changes}
+    devices = [{"name": "0", "containerEdits": {"env": ["A=1"]}}]
+    doc: dict[str, Any] = {"cdiVersion": "0.6.0", "kind": "a.org/b", "devices": devices, **changes}
     source = tmp_path / "s.json"
     source.write_text(json.dumps({key: value for key, value in doc.items() if value is not ...}))
     result = nvoci("hooksd", "from-cdi", source, "--dir", tmp_path / "d")
     assert (result.rc, result.stderr.count("\n")) == (1, 1)
     assert message in result.stderr
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_spec_that_others_can_write_gives_no_entry(nvoci: Invoke, tmp_path: Path) -> None:
+    source = spec(tmp_path / "s.json", cdi_hook("a"))
+    source.chmod(0o666)
+    result = nvoci("hooksd", "from-cdi", source, "--dir", tmp_path / "d")
+    assert (result.rc, "mode 0666: others can write it" in result.stderr) == (1, True)
     assert not (tmp_path / "d").exists()
 
 

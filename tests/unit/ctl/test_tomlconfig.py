@@ -63,6 +63,14 @@ def contents(data: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(data)
 
 
+def mode(bits: int) -> Callable[[Path], object]:
+    def make(path: Path) -> None:
+        path.write_text(WHOLE)
+        path.chmod(bits)
+
+    return make
+
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no TOML": (contents(b"["), "not valid TOML"),
     "a key twice": (contents(b"a = 1\na = 2"), "not valid TOML"),
@@ -76,6 +84,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a FIFO": (os.mkfifo, "not a regular file"),
     "a directory": (os.mkdir, "not a regular file"),
     "an endless device": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+    "one that its group can write": (mode(0o664), "mode 0664: others can write it"),
+    "one that everybody can write": (mode(0o646), "mode 0646: others can write it"),
     "a link to nothing": (lambda path: path.symlink_to("gone"), "ENOENT"),
 }
 
@@ -88,6 +98,14 @@ def test_a_bad_file_is_one_error(tmp_path: Path, make: Callable[[Path], object],
     assert why in caught.value.line()
     assert caught.value.line().startswith(f"read config {tmp_path}/x: ")
     assert caught.value.line().count("\n") == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text(WHOLE)
+    os.chown(tmp_path / "x", 12345, -1)
+    with pytest.raises(HookError, match="owned by uid 12345"):
+        tomlconfig.driver_root(str(tmp_path / "x"))
 
 
 @pytest.mark.parametrize("case", ["set", "a comment", "dotted"])

@@ -192,22 +192,26 @@ def test_a_bad_entry_is_one_line_and_left_out(tmp_path: Path, case: str) -> None
     assert mounts(tmp_path, text) == {}
 
 
+# what there is, what is told of it; each once
 FILES = {
-    "missing": "dir etc",
-    "empty": f"file {CSV}/drivers.csv ",
-    "a FIFO": f"fifo {CSV}/drivers.csv",
-    "endless": f"sparse {CSV}/drivers.csv 5M",
-    "not text": f"file {CSV}/drivers.csv \\xff\\xfe\\n",
+    "missing": ("dir etc", "ENOENT ("),
+    "no directory": ("file etc/nvidia-container-runtime x", "ENOTDIR ("),
+    "empty": (f"file {CSV}/drivers.csv ", "no entries ("),
+    "a FIFO": (f"fifo {CSV}/drivers.csv", ""),
+    "endless": (f"sparse {CSV}/drivers.csv 5M", "EFBIG: larger than "),
+    "not text": (f"file {CSV}/drivers.csv \\xff\\xfe\\n", "no entries ("),
 }
 
 
 @pytest.mark.parametrize("case", FILES)
 def test_a_list_that_is_none_is_told(tmp_path: Path, case: str) -> None:
-    tree(tmp_path, FILES[case])
+    line, why = FILES[case]
+    tree(tmp_path, line)
     with look(tmp_path) as node:
         search = Search()
         assert Tegra(node, search, Options(csv_files=[f"/{CSV}/drivers.csv"])).mounts() == []
-    assert any(each.startswith(f"read CSV file /{CSV}/drivers.csv: ") for each in lines(search, tmp_path))
+    (told,) = [each for each in lines(search, tmp_path) if "drivers.csv" in each]
+    assert told.startswith(f"read CSV file /{CSV}/drivers.csv: {why}")
 
 
 # -- devices ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from unit.generate.gentools import control_nodes, found, gpu, gpu_nodes, mig, node, other_nodes
 
 from nvoci.discover.model import Driver
@@ -15,6 +16,18 @@ def test_the_version_and_the_majors_are_told() -> None:
         "nvoci.io/driver-version": "550.163.01",
         "nvoci.io/device-majors": "nvidia=195,nvidia-caps=236,nvidia-uvm=510",
     }
+
+
+ASKED = {
+    "all": (("all",), None), "all and one": (("0", "all"), None), "one": (("0",), "0"),
+    "two": (("0", "GPU-x"), "0,GPU-x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_a_choice_of_devices_is_told(case: str) -> None:
+    ids, told = ASKED[case]
+    assert freshness.made_for(found(gpu(0)), control_nodes(), ids).get("nvoci.io/device-ids") == told
 
 
 def test_majors_are_by_the_names_of_procfs() -> None:

@@ -24,6 +24,7 @@ from nvoci.cdi import text, validate, version
 from nvoci.discover.model import Problem
 from nvoci.discover.platform import Platform
 from nvoci.errors import HookError
+from nvoci.generate import freshness
 from nvoci.generate.options import FEATURES, FORMS, GenerateOptions
 from nvoci.generate.specs import from_found
 from nvoci.hook import options as hook_options
@@ -213,6 +214,33 @@ def test_a_specification_tells_what_it_was_made_for(case: str) -> None:
     assert dict(generated.specs[0].spec.annotations) == annotations
     told = [line for line in generated.warnings if "annotations `nvoci.io/" in line]
     assert len(told) == (1 if "max_cdi_version" in settings else 0)
+
+
+# mode: device ids, what the annotation says of them
+ASKED: dict[str, tuple[dict[str, Any], str]] = {
+    "all": ({}, ""),
+    "all, and one": ({"device_ids": ("1", "all")}, ""),
+    "one": ({"device_ids": ("2",)}, "2"),
+    "a GPU and a MIG device": ({"device_ids": ("0", "1:0")}, "0,1:0"),
+    "none": ({"device_ids": ("none",)}, "none"),
+    "none before all": ({"device_ids": ("none", "all")}, "none"),
+    "where there is nothing to choose": ({"device_ids": ("1",), "mode": "management"}, ""),
+    "a channel": ({"device_ids": ("channel2",), "mode": "imex"}, "2"),
+    "all channels": ({"device_ids": ("channelall",), "mode": "imex"}, ""),
+}
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_a_specification_tells_which_devices_were_asked_for(case: str) -> None:
+    settings, told = ASKED[case]
+    generated = made(NODE, hooks_form="merged", annotate=True, **settings)
+    assert generated.specs[0].spec.annotations.get(freshness.DEVICE_IDS, "") == told
+
+
+def test_a_name_that_ends_old_engines_is_one_warning() -> None:
+    generated = made(found(gpu(0)), vendor="a", class_="b")
+    (told,) = [line for line in generated.warnings if "one character" in line]
+    assert told.startswith("vendor `a` and class `b` are each of one character: engines with an older CDI library")
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------------

@@ -67,7 +67,6 @@ def test_a_path_moves_by_whole_components(old: str, new: str, path: str, expecte
 def test_the_same_root_changes_nothing_at_all(old: str, new: str) -> None:
     spec = spec_of(ContainerEdits(device_nodes=(DeviceNode("/a//dev/x"),)), "0.3.0")
     assert transform.root(spec, old, new) is spec
-    assert transform.driver_root(spec, old, new) is spec
 
 
 @pytest.mark.parametrize(("old", "new"), [("a", "/b"), ("/a", "b"), (".", "/b")], ids=str)
@@ -180,25 +179,6 @@ def without_host_paths(spec: Spec) -> Spec:
 
     devices = tuple(dataclasses.replace(d, container_edits=edits(d.container_edits)) for d in spec.devices)
     return dataclasses.replace(spec, devices=devices, container_edits=edits(spec.container_edits))
-
-
-# old and new driver root, old and new dev root; path, path afterwards
-DRIVER: dict[str, tuple[tuple[str, str, str, str], dict[str, str]]] = {
-    "no dev root": (("/d", "/host/d/", "", ""), {"/d/lib": "/host/d/lib", "/d/dev/x": "/host/d/dev/x", "/lib": "/lib"}),
-    "the same": (("/d", "/host/d", "/d", "/host/d"), {"/d/dev/x": "/host/d/dev/x", "/d/lib": "/host/d/lib"}),
-    "another target": (("/d", "/host/d", "/d", "/host"), {"/d/dev/x": "/host/dev/x", "/d/lib": "/host/d/lib"}),
-    "dev of the host": (("/d", "/host/d", "/", "/x"), {"/dev/x": "/x/dev/x", "/d/lib": "/host/d/lib", "/lib": "/lib"}),
-    "once": (("/", "/host", "/", "/"), {"/dev/x": "/dev/x", "/lib": "/host/lib", "/devices": "/host/devices"}),
-    "both to one": (("/d", "/host", "/", "/host"), {"/dev/x": "/host/dev/x", "/d/lib": "/host/lib"}),
-    "dev only": (("/d", "/d", "/", "/host"), {"/dev": "/host/dev", "/d/lib": "/d/lib", "/d/dev/x": "/d/dev/x"}),
-}
-
-
-@pytest.mark.parametrize(("roots", "paths"), DRIVER.values(), ids=DRIVER)
-def test_a_driver_root_and_a_dev_root_move_at_once(roots: tuple[str, str, str, str], paths: dict[str, str]) -> None:
-    spec = spec_of(ContainerEdits(mounts=tuple(Mount(path, path) for path in paths)))
-    done = transform.driver_root(spec, *roots)
-    assert {each.container_path: each.host_path for each in done.container_edits.mounts} == paths
 
 
 PATH = st.lists(st.sampled_from(["a", "b", "ab", "a.b"]), max_size=5).map(lambda parts: "/" + "/".join(parts))
