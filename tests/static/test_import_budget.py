@@ -30,6 +30,7 @@ ARGUMENTS = {
     "enable-cuda-compat": ["--host-driver-version", "550.54.15"],
     "update-ldcache": ["--folder", "/usr/lib64"],
     "inject": ["--from-annotations"],
+    "mount-mig-devices": ["--gpu-instance", "0:1"],
 }
 
 

@@ -132,6 +132,27 @@ _HOOKS = (
             *COMMON,
         ),
     ),
+    Hook(
+        "mount-mig-devices",
+        "nvoci.hook.mount_mig_devices",
+        "Give a container instances of GPUs (MIG), or the right to manage them",
+        (
+            Option("gpu-instance", LIST, "a GPU instance: minor number of the GPU, and its id", "MINOR:GI"),
+            Option(
+                "compute-instance",
+                LIST,
+                "a compute instance; an application needs its GPU instance as well",
+                "MINOR:GI:CI",
+            ),
+            Option("config", FLAG, "let the container configure MIG; it must be privileged"),
+            Option("monitor", FLAG, "let the container watch all MIG instances; it must be privileged"),
+            Option("gpu", LIST, "with --config, --monitor: this GPU only, by its minor number; default: all", "MINOR"),
+            Option("driver-root", TEXT, "the directory that has the driver's dev/nvidia-caps", "DIR", default="/"),
+            Option("no-cgroups", FLAG, "do not allow the devices in the container's cgroup"),
+            SPEC,
+            *COMMON,
+        ),
+    ),
     Hook("noop", "nvoci.hook.noop", "Do nothing", (SPEC_HIDDEN, *COMMON), hidden=True),
 )
 

@@ -24,9 +24,10 @@ REFERENCE: dict[str, tuple[dict[str, str], set[str]]] = {
     "update-application-profile": ({"container-spec": ""}, {"container-spec"}),
     "noop": ({}, set()),
 }  # fmt: skip
-OURS = {"inject"}
+OURS = {"inject", "mount-mig-devices"}
 LISTS = {("create-symlinks", "link"), ("create-symlinks", "link-if"), ("chmod", "path"), ("update-ldcache", "folder"),
-         ("inject", "device"), ("inject", "spec-dir")}  # fmt: skip
+         ("inject", "device"), ("inject", "spec-dir"), ("mount-mig-devices", "gpu-instance"),
+         ("mount-mig-devices", "compute-instance"), ("mount-mig-devices", "gpu")}  # fmt: skip
 
 
 def test_the_hooks_are_those_of_the_reference_and_ours() -> None:
