@@ -19,7 +19,7 @@ TEXT = {"", ".py", ".md", ".toml", ".json", ".c", ".h", ".sh", ".conf"}
 
 def plain_files() -> list[Path]:
     """Everything of the project that is text: no cache, no venv, nothing git ignores at the top."""
-    tops = ["hooks", "scripts", "tests", "oci-hooks.d", ".ci"]
+    tops = ["hooks", "scripts", "tests", "oci-hooks.d", "systemd", "docs", ".ci"]
     found = [p for top in tops for p in (ROOT / top).rglob("*") if p.is_file() and p.suffix in TEXT]
     found += [p for p in ROOT.iterdir() if p.is_file() and p.suffix in TEXT and p.name != ".git"]
     return sorted(p for p in found if "__pycache__" not in p.parts and "data" not in p.relative_to(ROOT).parts)

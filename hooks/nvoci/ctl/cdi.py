@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from nvoci.cdi.specdir import Registry
 
 _COMMANDS = {
+    "check": "nvoci.ctl.cdi_check",
     "devices": "nvoci.ctl.cdi_list:devices",
     "dirs": "nvoci.ctl.cdi_list:dirs",
     "generate": "nvoci.ctl.cdi_generate",
     "inject": "nvoci.ctl.cdi_inject",
     "list": "nvoci.ctl.cdi_list:specs",
+    "refresh": "nvoci.ctl.cdi_refresh",
     "validate": "nvoci.ctl.cdi_validate",
     "watch": "nvoci.ctl.cdi_watch",
 }

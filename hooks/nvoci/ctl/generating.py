@@ -125,8 +125,8 @@ def run(given: dict[str, Any], defaults: Defaults, config: str, voice: Voice, *,
     form = given["format"].lower()
     if form not in specout.FORMATS:
         raise HookError(f"invalid output format: {printable(form)}", "use " + " or ".join(specout.FORMATS))
-    options = _options(given, defaults, config, voice, timeout)
-    form = _settled_format(form, given["output"], voice, is_format_given=is_format_given)
+    options = options_of(given, defaults, config, voice, timeout)
+    form = settled_format(form, given["output"], voice, is_format_given=is_format_given)
     if given["output"]:
         _check_place(specout.place(given["output"], form), defaults, voice)  # before the node is looked at
     from nvoci.generate.specs import generate
@@ -161,7 +161,7 @@ def _path(output: str, infix: str, form: str) -> str:
     return specout.place(specout.infixed(output, infix) if infix else output, form)
 
 
-def _options(given: dict[str, Any], defaults: Defaults, config: str, voice: Voice, timeout: float) -> GenerateOptions:
+def options_of(given: dict[str, Any], defaults: Defaults, config: str, voice: Voice, timeout: float) -> GenerateOptions:
     from nvoci.generate import options
 
     found = options.GenerateOptions(
@@ -205,7 +205,7 @@ def _absolute(path: str) -> str:
     return os.path.join(os.getcwd(), path) if path else ""
 
 
-def _settled_format(form: str, output: str, voice: Voice, *, is_format_given: bool) -> str:
+def settled_format(form: str, output: str, voice: Voice, *, is_format_given: bool) -> str:
     """The file's name decides where it says anything."""
     implied = specout.format_of(output)
     if not implied:
