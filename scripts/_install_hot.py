@@ -1,11 +1,13 @@
-"""Make `nvoci_hot.pyc`: all that a hook process may import of nvoci, in one file beside the package.
+"""Make `nvoci_hot.pyc`: all that a hook process may import of nvoci, in one file beside the package. And
+the same for the prestart hook, in two files, since it is called for every container: `nvoci_ask.pyc` for the question
+whether it wants a GPU, `nvoci_prestart.pyc` for those that do; and `nvoci_cli.pyc` for nvidia-container-cli.
 
     PYTHON -ISB -X no_debug_ranges _install_hot.py STAGING FINAL      (by the interpreter the hooks will run on)
 
-An entry file imports it first. It is an ordinary sourceless .pyc, so the interpreter itself refuses one that another
+An entry file imports one first. It is an ordinary sourceless .pyc, so the interpreter itself refuses one that another
 Python made; then, or when it is missing or damaged, the entry file's imports find the package as they do without it.
-Nothing here is a list by hand: what a hook may import follows from the import statements below `nvoci.hook.main`, and
-from the strings there that name a module (the table of hooks has one for each).
+Nothing here is a list by hand: what a hook may import follows from the import statements below `nvoci.hook.main` (or
+one of the others' roots), and from the strings there that name a module (the table of hooks has one for each).
 
 Measured with Python 3.11 (start of the interpreter alone: 5.6 ms): a hook with one link 8.8 -> 7.4 ms, 1.57 -> 1.33
 times that; enable-cuda-compat 9.2 -> 7.5 ms; five hooks in one process 2 ms less.
@@ -22,19 +24,34 @@ import marshal
 import sys
 from _frozen_importlib_external import MAGIC_NUMBER
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, NamedTuple, Union
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import CodeType
 
-NAME = "nvoci_hot"
-FILE = f"{NAME}.pyc"
 LOADER = Path(__file__).with_name("_install_hot_loader.py")
-ROOT = "nvoci.hook.main"
-CORE = (ROOT, "nvoci.hook.work", "nvoci.oci.config")  # with what they import at once: what every hook loads
-# What a subcommand of a room of its own loads, it loads from its files: it is no part of other starts.
-COLD = ("nvoci.inject",)
+
+
+class Bundle(NamedTuple):
+    """core: with what they import at once, what every start of it executes. root: the module that decides what else may
+    be needed, which waits until it is imported; "" for nothing. after: a bundle that is loaded before."""
+
+    core: tuple[str, ...]
+    root: str = ""
+    after: str = ""
+
+
+NAME, ASK, PRESTART, CLI = "nvoci_hot", "nvoci_ask", "nvoci_prestart", "nvoci_cli"
+BUNDLES = {
+    NAME: Bundle(("nvoci.hook.main", "nvoci.hook.work", "nvoci.oci.config"), "nvoci.hook.main"),
+    ASK: Bundle(("nvoci.prestart.main",)),
+    PRESTART: Bundle(("nvoci.prestart.start", "nvoci.hook.grant", "nvoci.hook.ldbuiltin"), "nvoci.prestart.start", ASK),
+    CLI: Bundle(("nvoci.prestart.cli",), "nvoci.prestart.cli"),
+}
+# What is loaded from its files, since few starts need it: a subcommand of a room of its own, a look at the node, TOML.
+COLD = ("nvoci.inject", "nvoci.discover.", "nvoci.prestart.compile")
+NOT_COLD = tuple(f"nvoci.discover.{name}" for name in ("model", "record", "fingerprint", "inventory"))
 FLAGS_AND_HASH = b"\1\0\0\0" + bytes(8)  # PEP 552: hash-based, not checked
 
 Function = Union[ast.FunctionDef, ast.AsyncFunctionDef]
@@ -118,7 +135,7 @@ class Package:
         entered = set()
 
         def visit(name: str) -> None:
-            if name in self.paths and name not in entered and not name.startswith(COLD):
+            if name in self.paths and name not in entered and not is_cold(name):
                 entered.add(name)
                 visit(name.rpartition(".")[0])
                 for other in named(self.tree(name), late):
@@ -144,6 +161,11 @@ def named(node: ast.AST, late: bool) -> Iterator[str]:
             yield from named(child, late)
 
 
+def is_cold(name: str) -> bool:
+    """Whether no bundle has this module."""
+    return name.startswith(COLD) and name not in NOT_COLD
+
+
 def module_name(path: Path) -> str:
     """nvoci/linux/fd.py -> nvoci.linux.fd; nvoci/linux/__init__.py -> nvoci.linux."""
     parts = path.with_suffix("").parts
@@ -163,18 +185,21 @@ def compile_slim(tree: ast.Module, place: str) -> CodeType:
     return compile(tree, place, "exec", flags=flags, dont_inherit=True)  # type: ignore[no-any-return]
 
 
-def bundle(package: Package) -> bytes:
+def bundle(package: Package, name: str) -> bytes:
     """The whole .pyc file: the loader and, last, its call."""
-    core = package.order(*CORE)
-    rest = [name for name in package.order(ROOT, late=True) if name not in core]
-    needs = {name: tuple(other for other in package.order(name)[:-1] if other not in core) for name in rest}
+    wanted = BUNDLES[name]
+    before = package.order(*BUNDLES[wanted.after].core) if wanted.after else []
+    core = [module for module in package.order(*wanted.core) if module not in before]
+    late = package.order(wanted.root, late=True) if wanted.root else []
+    rest = [module for module in late if module not in core and module not in before]
+    needs = {module: tuple(each for each in package.order(module)[:-1] if each in rest) for module in rest}
     data = {
-        "(core)": tuple((name, package.place(name), package.code(name)) for name in core),
-        "(rest)": tuple((name, (package.place(name), needs[name], marshal.dumps(package.code(name)))) for name in rest),
+        "(core)": tuple((each, package.place(each), package.code(each)) for each in core),
+        "(rest)": tuple((m, (package.place(m), needs[m], marshal.dumps(package.code(m)))) for m in rest),
     }
     program = slim(LOADER)
-    program.body.append(ast.Expr(ast.Call(ast.Name("start", ast.Load()), [ast.Constant(name) for name in data], [])))
-    code = compile_slim(ast.fix_missing_locations(program), f"{package.final}/{FILE}")
+    program.body.append(ast.Expr(ast.Call(ast.Name("start", ast.Load()), [ast.Constant(word) for word in data], [])))
+    code = compile_slim(ast.fix_missing_locations(program), f"{package.final}/{name}.pyc")
     # A source cannot say "this code object": the call is compiled with two strings, and these are then exchanged.
     # Marshalled bytes in their place would do, and cost a hook 0.2 ms.
     code = code.replace(co_consts=tuple(data.get(each, each) for each in code.co_consts))
@@ -183,4 +208,7 @@ def bundle(package: Package) -> bytes:
 
 if __name__ == "__main__":
     staging = Path(sys.argv[1])
-    (staging / FILE).write_bytes(bundle(Package(staging, sys.argv[2])))
+    package = Package(staging, sys.argv[2])
+    for each, wanted in BUNDLES.items():
+        if wanted.core[0] in package.paths:
+            (staging / f"{each}.pyc").write_bytes(bundle(package, each))

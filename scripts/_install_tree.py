@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import _install_hot as hot
+import _install_units as units
 from _install_lib import InstallError, Interpreter, doing, require_trusted, sha256
 
 if TYPE_CHECKING:
@@ -55,11 +56,12 @@ class Tree:
             self.prefix = path.resolve()
         self.lib = self.prefix / "lib"
         self.bin = self.prefix / "bin"
+        self.units = self.prefix / units.PLACE
         self.link = self.lib / LINK
 
     def require_trusted(self) -> None:
         """Refuse directories that others can write, and links and files where directories are needed."""
-        for place in (self.prefix, self.lib, self.bin):
+        for place in (self.prefix, self.lib, self.bin, self.units.parent, self.units):
             if place.is_symlink() or (place.exists() and not place.is_dir()):
                 raise InstallError(
                     "use prefix", place, errno.ENOTDIR, "a directory is needed there: choose another prefix"
@@ -89,7 +91,7 @@ class Tree:
         try:
             with doing("lock", self.lib, "another scripts/install is at work: wait for it"):
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for place in (*self.lib.glob(f"{TEMPORARY}*"), *self.bin.glob(f"{TEMPORARY}*")):
+            for place in [left for top in (self.lib, self.bin, self.units) for left in top.glob(f"{TEMPORARY}*")]:
                 with doing("remove", place):
                     shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
             yield
@@ -171,12 +173,12 @@ def stage(lib: Path, final: Path, files: dict[str, bytes], python: Interpreter) 
     return staging
 
 
-def replace_entry(path: Path, content: bytes, undo: ExitStack) -> None:
+def replace_entry(path: Path, content: bytes, mode: int, undo: ExitStack) -> None:
     """Write beside and rename; a hard link keeps the old file until everything has succeeded."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     old = path.with_name(f"{TEMPORARY}{path.name}.old")
     undo.callback(temporary.unlink, missing_ok=True)
-    write_file(temporary, content, 0o755)
+    write_file(temporary, content, mode)
     with doing("replace", path):
         if os.path.lexists(path):
             os.link(path, old, follow_symlinks=False)

@@ -16,7 +16,14 @@ from pathlib import Path
 import pytest
 from install.conftest import Checkout, copy_project, listing, output
 
-ENTRIES = ("nvidia-cdi-hook", "nvidia-ctk", "nvoci")
+ENTRIES = (
+    "nvidia-cdi-hook",
+    "nvidia-container-cli",
+    "nvidia-container-runtime-hook",
+    "nvidia-container-toolkit",
+    "nvidia-ctk",
+    "nvoci",
+)
 
 
 def versions(prefix: Path) -> list[str]:

@@ -22,7 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "oci": set(),
     "hook": {"linux", "elf", "ldcache", "oci"},
     "discover": {"linux", "elf", "ldcache"},
-    "prestart": {"discover", "hook", "linux", "oci", "ldcache"},
+    "prestart": {"discover", "hook", "linux", "elf", "oci", "ldcache"},
     "cdi": {"oci"},
     "inject": {"cdi", "hook", "linux", "oci"},
     "generate": {"discover", "cdi"},
@@ -58,6 +58,7 @@ HOT_EXCEPTIONS = {
     ("nvoci.jsonfile", "json"): "fallback where the private scanner is missing or has changed",
     ("nvoci.prestart.compile", "tomllib"): "once for each version of config.toml; later starts read what it made",
     ("nvoci.prestart.compile", "tomlkit"): "the same, before Python 3.11",
+    ("nvoci.prestart.main", "nvoci_prestart"): "its own modules, in one file of an installed tree",
 }
 # Which hot module may import one whose name is computed.
 COMPUTED = {"nvoci.hook.main": "the subcommand's module, from the table"}

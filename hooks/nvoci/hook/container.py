@@ -1,10 +1,11 @@
 """The container a hook works on, and how its mount namespace is reached.
 
-Three places a hook can be called from:
+Places a hook can be called from:
   outside  createRuntime and prestart: the state names a host pid; a forked worker enters its mount namespace
   inside   createContainer: the hook is already in the container's mount namespace (pid is 1 under runc, which counts
            in the container's pid namespace, and 0 under crun: both say nothing)
   host     no container process and the host's own mount namespace: files can be worked on, nothing is mounted
+  caller   the mount namespace that we are in is to be changed, whosever it is, for who calls has asked for that
 
 """
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 OUTSIDE = "outside"
 INSIDE = "inside"
 HOST = "host"
+CALLER = "caller"
 
 
 class Container:

@@ -12,7 +12,7 @@ import posix
 from errno import EINVAL, ENOENT, ENOSYS, EPERM, ESRCH
 
 from nvoci.errors import HookError, errno_name
-from nvoci.hook.container import HOST, INSIDE, OUTSIDE
+from nvoci.hook.container import CALLER, HOST, INSIDE, OUTSIDE
 from nvoci.linux import abi, procfs
 from nvoci.linux.fd import Fd
 from nvoci.linux.syscalls import pidfd_open, setns
@@ -22,8 +22,9 @@ _MAX_ANCESTORS = 64
 
 
 class Place:
-    """Where we stand. For OUTSIDE only: `process` is a handle of /proc/PID, `mnt` of its mount namespace, and `pidfd`
-    of the process itself, where the kernel has pidfd_open(2) (5.3)."""
+    """Where we stand. `process` is a handle of /proc/PID of the container's process, `mnt` of its mount namespace where
+    that is to be entered, and `pidfd` of the process itself, where the kernel has pidfd_open(2) (5.3). All three for
+    OUTSIDE; the first and the last for CALLER too, where that process is in another cgroup than we."""
 
     __slots__ = ("mnt", "pid", "pidfd", "process", "where")
 
@@ -110,6 +111,35 @@ def _entered_mnt(mnt: tuple[int, int]) -> bool:
     return False
 
 
+def runtime() -> Fd:
+    """A handle of /proc/PID of the process that we come from and that is in another mount namespace, the nearest: for
+    who is INSIDE, that is the runtime. Raises HookError where there is none to be seen."""
+    ours = procfs.ns_id(b"self/ns/mnt")
+    flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
+    try:
+        pid = _parse_stat(procfs.read(b"self/stat"))[0]
+        for _ in range(_MAX_ANCESTORS):
+            if not pid:
+                break
+            process = Fd(posix.open(b"%d" % pid, flags, dir_fd=procfs.handle()))
+            if not _is_in(process, ours):
+                return process
+            with process:
+                pid = _stat(process.fileno(), pid)[0]
+    except OSError as e:
+        raise _gone(pid, e) from None
+    raise HookError("find the runtime: no process is seen that called us from another mount namespace",
+                    "call the hook as createRuntime")  # fmt: skip
+
+
+def _is_in(process: Fd, mnt: tuple[int, int]) -> bool:
+    """Whether it is in this mount namespace. One we may not look at is another, as for `_entered_mnt`."""
+    try:
+        return procfs.ns_id(b"ns/mnt", process.fileno()) == mnt
+    except PermissionError:
+        return False
+
+
 def _is_host_mnt(mnt: tuple[int, int]) -> bool:
     try:
         return mnt == procfs.ns_id(b"1/ns/mnt")
@@ -117,20 +147,38 @@ def _is_host_mnt(mnt: tuple[int, int]) -> bool:
         return False  # not ours to look at
 
 
-def _locate_process(pid: int) -> Place:
+def named(pid: int) -> Place:
+    """The place of a process that somebody names who answers for it: any that there is. Raises HookError."""
+    process, _ = _open_process(pid)
     try:
-        process = Fd(posix.open(b"%d" % pid, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC,
-                                dir_fd=procfs.handle()))  # fmt: skip
+        mnt = _open_mnt(process)
+        if _identity(mnt) != procfs.ns_id(b"self/ns/mnt"):
+            return _held(Place(OUTSIDE, pid, process, mnt))
+        if procfs.read(b"cgroup", dirfd=process.fileno()) == procfs.read(b"self/cgroup"):
+            return Place(CALLER, pid)  # it has nothing that we have not
     except OSError as e:
         raise _gone(pid, e) from None
-    dirfd = process.fileno()
-    parent, flags = _stat(dirfd, pid)
-    if flags & _PF_KTHREAD:
-        raise HookError(f"read state: pid {pid} is a kernel thread", "the runtime must give the container's process")
+    return _held(Place(CALLER, pid, process))
+
+
+def parent() -> Place:
+    """`named` of the process that called us. Raises HookError."""
+    pid = _parse_stat(procfs.read(b"self/stat"))[0]
     try:
-        mnt = Fd(posix.open(b"ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=dirfd))
-        theirs, ours = mnt.stat(), procfs.ns_id(b"self/ns/mnt")
-        if (theirs.st_dev, theirs.st_ino) == ours:
+        if pid:
+            procfs.ns_id(b"%d/ns/mnt" % pid)
+    except OSError:
+        pid = 0
+    return named(pid) if pid else Place(CALLER)
+
+
+def _locate_process(pid: int) -> Place:
+    process, parent = _open_process(pid)
+    dirfd = process.fileno()
+    try:
+        mnt = _open_mnt(process)
+        ours = procfs.ns_id(b"self/ns/mnt")
+        if _identity(mnt) == ours:
             # createContainer of a container that shares the host's pid namespace: runc's init, whom the state
             # names, has started us. Anybody else in our mount namespace is a process of the host.
             if _is_host_mnt(ours) or pid not in _ancestors():
@@ -142,14 +190,42 @@ def _locate_process(pid: int) -> Place:
                             "the container's process is gone and its pid was reused")  # fmt: skip
     except OSError as e:
         raise _gone(pid, e) from None
-    place = Place(OUTSIDE, pid, process, mnt)
+    return _held(Place(OUTSIDE, pid, process, mnt))
+
+
+def _open_process(pid: int) -> tuple[Fd, int]:
+    """(a handle of /proc/PID, its parent's pid)."""
     try:
-        place.pidfd = Fd(pidfd_open(pid))
+        process = Fd(posix.open(b"%d" % pid, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC,
+                                dir_fd=procfs.handle()))  # fmt: skip
+    except OSError as e:
+        raise _gone(pid, e) from None
+    parent, flags = _stat(process.fileno(), pid)
+    if flags & _PF_KTHREAD:
+        raise HookError(f"read state: pid {pid} is a kernel thread", "the runtime must give the container's process")
+    return process, parent
+
+
+def _open_mnt(process: Fd) -> Fd:
+    return Fd(posix.open(b"ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=process.fileno()))
+
+
+def _identity(fd: Fd) -> tuple[int, int]:
+    st = fd.stat()
+    return st.st_dev, st.st_ino
+
+
+def _held(place: Place) -> Place:
+    """With the pidfd, unless our pid namespace is not that which procfs counts in. The pid was this process' before and
+    is so after that, so the pidfd is this process' too."""
+    assert place.process is not None
+    try:
+        if _own_pid() == posix.getpid():
+            place.pidfd = Fd(pidfd_open(place.pid))
     except OSError as e:
         if e.errno not in (ENOSYS, EPERM):
-            raise _gone(pid, e) from None
-    # The pid was this process' before and is now, so the pidfd is this process' too.
-    _stat(dirfd, pid)
+            raise _gone(place.pid, e) from None
+    _stat(place.process.fileno(), place.pid)
     return place
 
 

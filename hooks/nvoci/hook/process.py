@@ -58,8 +58,8 @@ def _check_own_files() -> None:
     roots = (0, posix.stat("/").st_uid)
     package = __file__.rpartition("/hook/")[0]
     own = [f"{package}/{room}" for room in ("hook", "linux", "oci", "hook/main.py")]
-    if "nvoci_hot" in sys.modules:  # an installed tree: all of the package in one file beside it
-        own.append(f"{package}_hot.pyc")
+    # Of an installed tree: all that is needed of the package, in one file beside it.
+    own += [f"{package}_{name}.pyc" for name in ("hot", "ask", "prestart", "cli") if f"nvoci_{name}" in sys.modules]
     while package:
         own.append(package)
         package = package.rpartition("/")[0]

@@ -10,9 +10,10 @@ import time
 from nvoci import log
 from nvoci.errors import FAILED, OK, HookError, hook_error
 from nvoci.hook import enter, process, watchdog
-from nvoci.hook.container import OUTSIDE, Container
+from nvoci.hook.container import Container
 from nvoci.hook.operation import Transaction
 from nvoci.linux import abi, procfs
+from nvoci.linux.fd import free_reserve, hold_reserve
 from nvoci.linux.rootfs import Rootfs
 from nvoci.linux.syscalls import prctl
 from nvoci.oci import state as oci_state
@@ -48,32 +49,43 @@ def work(steps: list[Step], container_spec: str, settings: Settings, dry_run: bo
 def work_on(
     steps: list[Step], state: State, path: str, place: enter.Place, settings: Settings, dry_run: bool = False
 ) -> int:
-    """`work` of a caller that knows the container. path: of its root, on the host."""
+    """Do it, for who knows the container already. path: of its root, on the host. As `work`."""
     if dry_run:
         __import__("nvoci.hook.preview")  # before imports are sealed; 0.1 ms that a start does not need
+    # Before the fork, so that a signal finds a handler at any time. A worker's own deadline comes first; this one is
+    # for a worker that cannot even be interrupted, and for what is looked up here.
+    watchdog.start(settings.timeout if place.process is None else settings.timeout + watchdog.GRACE + 1)
     steps = _settled(steps, state, place)
     if not steps:
+        watchdog.stop()
         return OK
     job = _Job(steps, state, path, place, settings, dry_run)
     devices = any(getattr(sys.modules[plan.__module__], "DEVICES", None) is True for _, plan, _ in steps)
     if devices:
         __import__("nvoci.hook.grant")
     process.seal_imports()
-    if place.where == OUTSIDE:
-        return _in_worker(job, devices)
-    if devices:
-        job.give = lambda rules: sys.modules["nvoci.hook.grant"].GiveHere(rules, place.where)
-    watchdog.start(settings.timeout)
-    return job.run()
+    try:
+        hold_reserve(procfs.handle())
+        if place.process is not None:
+            return _in_worker(job, devices)
+        if devices:
+            job.give = lambda rules: sys.modules["nvoci.hook.grant"].GiveHere(rules, place.where)
+        return job.run()
+    finally:
+        free_reserve()
 
 
 def _settled(steps: list[Step], state: State, place: enter.Place) -> list[Step]:
     """A prepared object that has a method `steps` is replaced by what that returns, now that the container is known
     and the host's files are still in reach."""
     found: list[Step] = []
-    for step in steps:
-        more = getattr(step[2], "steps", None)
-        found += [step] if more is None else more(state, place)
+    try:
+        watchdog.may_raise(True)
+        for step in steps:
+            more = getattr(step[2], "steps", None)
+            found += [step] if more is None else more(state, place)
+    finally:
+        watchdog.may_raise(False)
     return found
 
 
@@ -112,8 +124,10 @@ class _Job:
             watchdog.stop()  # in here, since until it is done the handler may raise
         except BaseException:
             watchdog.stop()
+            free_reserve()
             transaction.undo()
             raise
+        free_reserve()
         transaction.commit()
         return OK
 
@@ -171,9 +185,6 @@ def _in_worker(job: _Job, devices: bool) -> int:
     giver: Giver | None = None
     if devices and job.place.process is not None:
         giver = sys.modules["nvoci.hook.grant"].Giver(job.place.process.fileno(), write_end)
-    # Before the fork, so that a signal finds a handler here at any time. The worker's own deadline comes first; this
-    # one is for a worker that cannot even be interrupted.
-    watchdog.start(job.settings.timeout + watchdog.GRACE + 1)
     pid = posix.fork()
     if pid == 0:
         posix.close(read_end)

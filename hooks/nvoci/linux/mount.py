@@ -13,14 +13,14 @@ The flags are read back from a descriptor opened afresh, and a mount that is not
 from __future__ import annotations
 
 import posix
-from errno import EAGAIN, EINVAL, ELOOP, ENOSYS, EPERM, ESTALE
+from errno import EAGAIN, EINVAL, ELOOP, ENOENT, ENOSYS, ENOTDIR, EPERM, ESTALE
 from stat import S_ISLNK
 
 from nvoci.errors import HookError, printable
 from nvoci.linux import abi, procfs
-from nvoci.linux.fd import Fd
+from nvoci.linux.fd import Fd, with_reserve
 from nvoci.linux.lookup import EAGAIN_RETRIES, MAX_LINKS
-from nvoci.linux.mountinfo import mount_id, own_mounts
+from nvoci.linux.mountinfo import find, ids, mount_id, own_table
 from nvoci.linux.rootfs import split
 from nvoci.linux.syscalls import mount, mount_setattr, move_mount, open_tree, umount2
 
@@ -202,11 +202,14 @@ def attempt(name: str, call: Callable[[], int | None]) -> int | None:
         return None
 
 
-def attach(source: Source, target: Target) -> Mounted:
-    """Mount on the very inode that `target` has open, and check the result. Raises OSError, HookError."""
-    check_propagation(target)
+def attach(source: Source, target: Target, *, peers: bool = False) -> Mounted:
+    """Mount on the very inode that `target` has open, and check the result. peers: others may see it who share what
+    it is mounted on. Raises OSError, HookError."""
+    table = b"" if peers else own_table()
+    if not peers:
+        check_propagation(target, table)
     try:
-        mounted = _attach_tree(source, target) or _attach_bind(source, target)
+        mounted = _attach_tree(source, target) or _attach_bind(source, target, table)
     except OSError as e:
         raise OSError(e.errno, e.strerror, target.path) from None
     try:
@@ -217,29 +220,36 @@ def attach(source: Source, target: Target) -> Mounted:
     return mounted
 
 
-def check_propagation(target: Target) -> None:
-    """What is mounted on a shared mount appears in all of its peers, the host's among them (mount_namespaces(7))."""
-    here = mount_id(target.fd.fileno())
-    for one in own_mounts():
-        if one.id == here and any(tag.startswith(b"shared:") for tag in one.propagation):
-            raise HookError(f"mount on {printable(target.path)}: lies on a shared mount, and would appear on the host",
-                            "give the container `rootfsPropagation` slave or private")  # fmt: skip
+def check_propagation(target: Target, table: bytes | None = None) -> None:
+    """What is mounted on a shared mount appears in all of its peers, the host's among them (mount_namespaces(7)).
+    table: `own_table()`, if it has been read already. Raises HookError, OSError."""
+    one = find(mount_id(target.fd.fileno()), table)
+    if one is not None and any(tag.startswith(b"shared:") for tag in one.propagation):
+        raise HookError(f"mount on {printable(target.path)}: lies on a shared mount, and would appear on the host",
+                        "give the container `rootfsPropagation` slave or private")  # fmt: skip
 
 
 def _attach_tree(source: Source, target: Target) -> Mounted | None:
     if source.tree is None:
         return None
     tree = source.tree.fileno()
-    if attempt("move_mount", lambda: move_mount(tree, target.fd.fileno())) is None:
+    mounted = Mounted(Fd(posix.dup(tree)))  # before the mount, which must be on record whatever fails then
+    try:
+        moved = attempt("move_mount", lambda: move_mount(tree, target.fd.fileno()))
+    except OSError:
+        mounted.close()
+        raise
+    if moved is None:
+        mounted.close()
         return None
-    mounted = Mounted(Fd(posix.dup(tree)))
     if not source.ready:
         _set_flags(mounted, source.flags)
     return mounted
 
 
-def _attach_bind(source: Source, target: Target) -> Mounted:
+def _attach_bind(source: Source, target: Target, table: bytes) -> Mounted:
     target_path = procfs.fd_path(target.fd.fileno())
+    table = table or own_table()
     try:
         handle = source.object.fileno()
         at_procfs(lambda: mount(procfs.fd_path(handle), target_path, None, abi.MS_BIND))
@@ -249,15 +259,60 @@ def _attach_bind(source: Source, target: Target) -> Mounted:
         # The handle is of the namespace that was left: mount(2) binds only what is in the present one.
         with _same_here(source.object) as here:
             at_procfs(lambda: mount(procfs.fd_path(here.fileno()), target_path, None, abi.MS_BIND))
-    # The old handle still names the covered inode. Should the name lead elsewhere by now, the mount stays without
-    # flags where it is: in the namespace of a container that is not started.
-    again = target.reopen()
-    if not _same(again.stat(), source.object.stat()):
-        again.close()
-        raise OSError(ESTALE, "replaced while it was mounted on", target.path)
-    mounted = Mounted(again)
+    st = source.object.stat()
+    mounted = seen(target, table, lambda fd: _same(posix.fstat(fd), st))
     _set_flags(mounted, source.flags)
     return mounted
+
+
+def seen(target: Target, table: bytes, is_ours: Callable[[int], bool]) -> Mounted:
+    """What mount(2) has just put on `target`, by a handle of its own: the target's still names what is covered. Where
+    the name leads elsewhere by now, the mount is taken away again. Raises OSError.
+
+    table: `own_table()` before the mount. is_ours: of a descriptor, whether that is what was mounted.
+    """
+    handle: Fd | None = None
+    try:
+        handle = with_reserve(target.reopen)
+        number = handle.fileno()
+        if with_reserve(lambda: is_ours(number)):
+            return Mounted(handle)
+        error = OSError(ESTALE, "replaced while it was mounted on", target.path)
+    except OSError as e:
+        error = e
+    _close(handle)
+    with_reserve(lambda: _take_away(target, table, is_ours))
+    raise error
+
+
+def _take_away(target: Target, table: bytes, is_ours: Callable[[int], bool]) -> None:
+    """Detach the new mount on the mount of `target`, wherever its inode has gone."""
+    below, known = mount_id(target.fd.fileno()), ids(table)
+    for _ in range(EAGAIN_RETRIES):
+        now = own_table()
+        new = [number for number, parent in ids(now).items() if parent == below and number not in known]
+        left = [number for number in new if not _detach_at(number, now, is_ours)]
+        if not left:
+            return
+
+
+def _detach_at(number: int, table: bytes, is_ours: Callable[[int], bool]) -> bool:
+    """Whether mount `number` is gone now, or is a stranger's; False where it has moved since `table` was read."""
+    one = find(number, table)
+    if one is None:
+        return True
+    try:
+        handle = Fd(posix.open(one.target, _PATH))
+    except OSError as e:
+        if e.errno in (ENOENT, ENOTDIR, ELOOP):
+            return False
+        raise
+    with handle:
+        if mount_id(handle.fileno()) != number:
+            return False
+        if is_ours(handle.fileno()):
+            Mounted(handle).detach()
+        return True
 
 
 def _same_here(handle: Fd) -> Fd:
@@ -283,10 +338,10 @@ def _set_flags(mounted: Mounted, flags: int) -> None:
 
 
 def _check(mounted: Mounted, source: Source, target: Target) -> None:
-    with target.reopen() as seen:
-        if mount_id(seen.fileno()) != mount_id(mounted.fd.fileno()):
+    with target.reopen() as top:
+        if mount_id(top.fileno()) != mount_id(mounted.fd.fileno()):
             raise OSError(ESTALE, "replaced while it was mounted on", target.path)
-        got = posix.fstatvfs(seen.fileno()).f_flag & _FLAGS
+        got = posix.fstatvfs(top.fileno()).f_flag & _FLAGS
     if got & source.flags != source.flags:
         raise HookError(f"mount on {printable(target.path)}: flags {got:#x} instead of {source.flags:#x}",
                         "the kernel did not take the mount's flags")  # fmt: skip
@@ -308,7 +363,7 @@ def _same(a: posix.stat_result, b: posix.stat_result) -> bool:
 def at_procfs(call: Callable[[], None]) -> None:
     """Run a call that takes paths but no dirfd with our procfs as working directory: there `self/fd/N` is our
     descriptor N whatever is mounted at /proc."""
-    with Fd(posix.open(b".", posix.O_PATH | posix.O_CLOEXEC)) as cwd:
+    with Fd(with_reserve(lambda: posix.open(b".", posix.O_PATH | posix.O_CLOEXEC))) as cwd:
         posix.fchdir(procfs.handle())
         try:
             call()

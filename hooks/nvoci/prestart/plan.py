@@ -1,0 +1,355 @@
+"""From what was chosen to steps for `nvoci.hook.work`: everything is opened on the host, then done in the container.
+
+    prestart             the /proc/driver/nvidia overlay, profiles, programs, libraries, links, firmware, sockets, nodes
+    enable-cuda-compat   where it is configured, and applies
+    update-ldcache       the loader's cache, by the engine of the hook
+    prestart             directories of the host that can be written to: last, so that nothing of ours goes into them
+
+Then `nvoci.hook.work` gives the device rules.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from nvoci import log
+from nvoci.discover.inventory import Stale
+from nvoci.elf import Elf, ElfError
+from nvoci.errors import hook_error
+from nvoci.hook import enable_cuda_compat, update_ldcache
+from nvoci.hook.operations import RemoveFile
+from nvoci.linux import abi, procfs
+from nvoci.linux.fd import Fd
+from nvoci.linux.rootfs import fsencode
+from nvoci.prestart import hostfiles, overlay
+from nvoci.prestart.binds import Allow, Bind, KeepLink, MakeDirectory
+from nvoci.prestart.choose import TLS, Chosen, choose, stem
+from nvoci.prestart.config import LDCONFIG, MOUNT
+from nvoci.prestart.hostfiles import Host, Source
+from nvoci.prestart.points import Points
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nvoci.discover.model import DeviceNode, Found, Gpu, Mount
+    from nvoci.hook.container import Container
+    from nvoci.hook.enter import Place
+    from nvoci.hook.operation import Operation
+    from nvoci.hook.settings import Settings
+    from nvoci.hook.work import Step
+    from nvoci.linux.cgroup import DeviceRule
+    from nvoci.linux.rootfs import Rootfs
+    from nvoci.oci.state import State
+    from nvoci.prestart.wanted import Wanted
+
+    # What is mounted, and where in the container.
+    Placed = tuple[Source, bytes]
+
+DEVICES = True
+NAME = "prestart"
+PROGRAMS = b"/usr/bin"
+_COMPAT, _CACHE = "enable-cuda-compat", "update-ldcache"
+COMPAT_LIBRARIES = b"/usr/local/cuda/compat"
+_DEBIAN = b"etc/debian_version"
+# .note.ABI-tag of the libnvidia-tls to take: GNU/Linux 2.3.99, four words of 32 bits (elf.h, NT_GNU_ABI_TAG).
+_ABI_NOTE, _ABI_TAG = b".note.ABI-tag", b"".join([n.to_bytes(4, "little") for n in (0, 2, 3, 99)])
+_TRIPLET = f"{abi.MACHINE}-linux-gnu".encode()
+_LIBRARIES_32 = {"x86_64": b"/usr/lib/i386-linux-gnu"}
+_SONAMES = {b"libcuda": b"libcuda.so.1", b"libnvidia-opticalflow": b"libnvidia-opticalflow.so.1"}
+_LDCONFIG = "/sbin/ldconfig"
+
+
+class Prepared:
+    """Everything of the host that one container gets, open. `steps` makes the work of it."""
+
+    __slots__ = ("_cache", "_points", "chosen", "compat32", "directories", "driver", "files", "libraries", "nodes",
+                 "procs", "profiles", "programs", "rules", "wanted")  # fmt: skip
+
+    def __init__(self, chosen: Chosen, wanted: Wanted, cache: update_ldcache.Prepared, host: Host) -> None:
+        self.chosen = chosen
+        self.wanted = wanted
+        self._cache = cache
+        self._points: Points | None = None
+        self.programs = [host.file(m.host_path, resolve=True) for m in chosen.programs]
+        self.libraries = _libraries(chosen.libraries, host)
+        self.compat32 = _libraries(chosen.compat32, host)
+        self.files = [_placed(host.file(m.host_path), m.container_path) for m in chosen.firmware]
+        self.files += [_placed(host.socket(m.host_path), m.container_path)
+                       for m in chosen.sockets if m.kind == "socket"]  # fmt: skip
+        self.directories = [_placed(host.directory(m.host_path, hostfiles.SOCKET), m.container_path)
+                            for m in chosen.sockets if m.kind == "directory"]  # fmt: skip
+        self.nodes: list[Placed] = []
+        self.procs: list[Placed] = []
+        self.rules: list[DeviceRule] = []
+        self.driver: overlay.Tree | None = None
+        self.profiles: overlay.Tree | None = None
+        self._take_nodes(host, chosen.control)
+        if not chosen.wsl:
+            self.driver = overlay.driver_tree()
+            if "graphics" in wanted.parts():
+                minors = [gpu.minor for gpu, _ in chosen.gpu_nodes if gpu.minor is not None]
+                self.profiles = overlay.profile_tree(minors)
+            self._take_gpus(host, self.driver)
+            self._take_migs(host, self.driver)
+            self._take_management(host, self.driver)
+        self._take_nodes(host, chosen.channels)
+        if wanted.compat_mode == MOUNT:
+            from nvoci.prestart import compatlibs  # noqa: F401 - before imports are sealed
+
+    # -- on the host --------------------------------------------------------------------------------------------------
+
+    def _take_nodes(self, host: Host, nodes: Iterable[DeviceNode]) -> None:
+        for node in nodes:
+            self.nodes.append(_placed(host.node(node), node.container_path))
+
+    def _take_proc(self, host: Host, tree: overlay.Tree, path: str) -> None:
+        """path: below /proc."""
+        source = host.proc(path)
+        below = path[len("driver/nvidia/") :]
+        if source.is_directory:
+            tree.add_directory(below, 0o555)
+        else:
+            tree.add_file(below, b"", 0o444)
+        self.procs.append(_placed(source, f"/proc/{path}"))
+
+    def _take_gpus(self, host: Host, tree: overlay.Tree) -> None:
+        for gpu, node in self.chosen.gpu_nodes:
+            self._take_nodes(host, [node])
+            self._take_information(host, tree, gpu)
+
+    def _take_information(self, host: Host, tree: overlay.Tree, gpu: Gpu) -> None:
+        """Of one GPU: its directory in procfs, by the kernel's name or by NVML's, which has a longer domain."""
+        names = list(dict.fromkeys([name.lower() for name in (gpu.pci_bus_id, gpu.nvml_bus_id) if name]))
+        for name in names[:-1]:
+            try:
+                return self._take_proc(host, tree, f"driver/nvidia/gpus/{name}")
+            except Stale:
+                continue
+        return self._take_proc(host, tree, f"driver/nvidia/gpus/{names[-1] if names else gpu.uuid}")
+
+    def _take_migs(self, host: Host, tree: overlay.Tree) -> None:
+        if not self.chosen.mig_nodes:
+            return
+        from nvoci.prestart import management
+
+        for mig, gpu, nodes in self.chosen.mig_nodes:
+            files = management.access_files(mig, gpu)
+            management.check_nodes(mig, files, nodes)
+            for path in files:
+                if path[len("driver/nvidia/") :] not in tree.entries:
+                    self._take_proc(host, tree, path)
+            taken = [path for _, path in self.nodes]
+            self._take_nodes(host, [node for node in nodes if fsencode(node.container_path) not in taken])
+
+    def _take_management(self, host: Host, tree: overlay.Tree) -> None:
+        """All capabilities, and the rules that let MIG devices of the GPUs be made and used."""
+        chosen = self.chosen
+        if not chosen.mig_config and not chosen.mig_monitor:
+            return
+        from nvoci.prestart import management
+
+        self._take_proc(host, tree, management.CAPABILITIES)
+        if management.major() is None:
+            return
+        top = chosen.found.driver.dev_root.rstrip("/")
+        self.directories.append(_placed(host.directory(top + management.NODES, hostfiles.NODES), management.NODES))
+        for kind, gpus in (("mig-config", chosen.mig_config), ("mig-monitor", chosen.mig_monitor)):
+            if gpus:
+                nodes = [node for node in chosen.found.device_nodes if node.kind == kind]
+                self.rules += [rule for node in nodes if (rule := host.node(node).rule) is not None]
+                self.rules += management.rules(gpus)
+
+    # -- in the container ---------------------------------------------------------------------------------------------
+
+    def steps(self, state: State, place: Place) -> list[Step]:
+        """What is done, now that the container's process is known. Raises HookError."""
+        owner = None
+        if place.process is not None:
+            try:
+                st = place.process.stat()
+            except OSError as e:
+                raise hook_error("read state: pid", place.pid, e) from None
+            if st.st_uid != posix.geteuid():
+                owner = st.st_uid, st.st_gid
+        return [
+            (NAME, plan, _Here(self, owner)),
+            (_COMPAT, plan_compat, self),
+            (_CACHE, plan_cache, self),
+            (NAME, plan_directories, self),
+        ]
+
+    def points(self, container: Container, owner: tuple[int, int] | None = None) -> Points:
+        """One for all steps: the first says whose what is made will be."""
+        if self._points is None:
+            self._points = Points(container, owner)
+        return self._points
+
+    def operations(self, container: Container, points: Points) -> list[Operation]:
+        """Of the first step."""
+        libs, libs32 = library_directories(container.rootfs)
+        found: list[Operation] = []
+        if self.driver is not None:
+            found.append(overlay.Generated(points, overlay.DRIVER, self.driver, "the driver's files in procfs"))
+        if self.profiles is not None:
+            what = "application profiles"
+            found.append(overlay.Generated(points, overlay.PROFILES, self.profiles, what, 0o555))
+        groups = [(PROGRAMS, self.programs), (libs, self.libraries)]
+        if "compat32" in self.wanted.capabilities:
+            groups.append((libs32, self.compat32))
+        if self.chosen.wsl:
+            found += [Bind(points, source, fsencode(source.path)) for _, group in groups for source in group]
+            pairs = [pair for mount in self.chosen.programs for pair in mount.links]
+            found += [KeepLink(points, fsencode(target), fsencode(link)) for target, link in pairs]
+        else:
+            for directory, group in groups:
+                found.append(MakeDirectory(points, directory))
+                found += [Bind(points, source, directory + b"/" + source.name) for source in group]
+            found += [link for directory, group in groups[1:] for link in _links(points, directory, group)]
+            found += self._compat(container, points, libs)
+        found += [Bind(points, source, path) for source, path in (*self.files, *self.procs)]
+        return found + self._devices(points)
+
+    def _compat(self, container: Container, points: Points, libs: bytes) -> list[Operation]:
+        parts = self.wanted.parts()
+        if self.wanted.compat_mode != MOUNT or "compute" not in parts:
+            return []
+        from nvoci.prestart import compatlibs
+
+        version = self.chosen.found.driver.version
+        sources = compatlibs.sources(container.rootfs, COMPAT_LIBRARIES, parts, version)
+        return [Bind(points, source, libs + b"/" + source.name) for source in sources]
+
+    def _devices(self, points: Points) -> list[Operation]:
+        allow = self.wanted.cgroups
+        if self.wanted.devbind:
+            found: list[Operation] = [Bind(points, source, path, allow=allow) for source, path in self.nodes]
+        else:
+            rules = [source.rule for source, _ in self.nodes if allow and source.rule is not None]
+            found = [Allow(rule) for rule in rules]
+        return found + [Allow(rule) for rule in self.rules if allow]
+
+    def cache(self, rootfs: Rootfs) -> update_ldcache.Prepared:
+        """For the engine of update-ldcache: where libraries went."""
+        folders = list(library_directories(rootfs)[: 2 if "compat32" in self.wanted.capabilities else 1])
+        if self.chosen.wsl:
+            placed = [fsencode(source.path).rpartition(b"/")[0] for source in self.libraries]
+            folders = list(dict.fromkeys(placed))
+        self._cache.folders = folders
+        return self._cache
+
+
+class _Here:
+    """`Prepared`, and the owner of the container: what the first step needs."""
+
+    __slots__ = ("owner", "prepared")
+
+    def __init__(self, prepared: Prepared, owner: tuple[int, int] | None) -> None:
+        self.prepared = prepared
+        self.owner = owner
+
+
+def prepare(found: Found, wanted: Wanted, settings: Settings) -> Prepared:
+    """Choose, and open everything; nothing is changed. Raises Stale where the node is not as found, HookError."""
+    chosen = choose(found, wanted)
+    ldconfig = wanted.ldconfig or _LDCONFIG
+    options = {"folder": [], "engine": wanted.engine, "ldconfig-path": ldconfig}
+    cache = update_ldcache.prepare(options, settings)
+    with Host(wanted.driver_root) as host:
+        return Prepared(chosen, wanted, cache, host)
+
+
+def work_steps(prepared: Prepared) -> list[Step]:
+    """For `nvoci.hook.work`, which has them made when the container is known."""
+    return [(NAME, plan, prepared)]
+
+
+def plan(prepared: _Here, container: Container) -> list[Operation]:
+    """The driver and its devices."""
+    points = prepared.prepared.points(container, prepared.owner)
+    return prepared.prepared.operations(container, points)
+
+
+def plan_compat(prepared: Prepared, container: Container) -> list[Operation]:
+    """The drop-in that puts compatibility libraries of the image first; what an earlier start wrote is removed where
+    they are not to be used."""
+    driver = prepared.chosen.found.driver
+    if prepared.wanted.compat_mode == LDCONFIG and "compute" in prepared.wanted.parts():
+        cuda = driver.cuda_version
+        host = enable_cuda_compat.Host(
+            enable_cuda_compat.parse_version(driver.version), (*cuda, 0) if cuda else None, False, COMPAT_LIBRARIES
+        )
+        return enable_cuda_compat.plan(host, container)
+    if container.rootfs.exists(enable_cuda_compat.DROP_IN):
+        return [RemoveFile(container.rootfs, enable_cuda_compat.DROP_IN)]
+    return []
+
+
+def plan_cache(prepared: Prepared, container: Container) -> list[Operation]:
+    """As the hook does."""
+    return update_ldcache.plan(prepared.cache(container.rootfs), container)
+
+
+def plan_directories(prepared: Prepared, container: Container) -> list[Operation]:
+    """Those that can be written to."""
+    points = prepared.points(container)
+    return [Bind(points, source, path) for source, path in prepared.directories]
+
+
+def library_directories(rootfs: Rootfs) -> tuple[bytes, bytes]:
+    """Where the container's loader looks for libraries: those of its machine, and 32-bit ones. Raises OSError."""
+    if rootfs.exists(_DEBIAN):
+        return b"/usr/lib/" + _TRIPLET, _LIBRARIES_32.get(abi.MACHINE, b"/var/empty")
+    libs = b"/usr/lib64"
+    if not rootfs.exists(b"/usr/lib32") and rootfs.exists(b"/usr/lib") and not _are_one(rootfs, b"/usr/lib", libs):
+        return libs, b"/usr/lib"
+    return libs, b"/usr/lib32"
+
+
+def _are_one(rootfs: Rootfs, one: bytes, other: bytes) -> bool:
+    if not rootfs.exists(other):
+        return False
+    a, b = rootfs.stat(one), rootfs.stat(other)
+    return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+
+
+def _placed(source: Source, path: str) -> Placed:
+    return source, fsencode(path)
+
+
+def _libraries(mounts: Iterable[Mount], host: Host) -> list[Source]:
+    """Of libnvidia-tls only the one that is for a loader with thread-local storage, which its ABI note tells."""
+    found, tls = [], False
+    for mount in mounts:
+        source = host.file(mount.host_path)
+        if stem(mount.host_path) + ".so" == TLS:
+            if tls or not _has_abi_note(source):
+                log.info("left out, by its ABI note", library=source.path)
+                continue
+            tls = True
+        found.append(source)
+    return found
+
+
+def _has_abi_note(source: Source) -> bool:
+    try:
+        with Fd(procfs.reopen(source.object.fileno(), posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY)) as fd:
+            notes = Elf(fd.fileno()).section_notes(_ABI_NOTE)
+    except ElfError as e:
+        log.warning("not a usable ELF file: left out", library=source.path, reason=e)
+        return False
+    except OSError as e:
+        raise hook_error("read", source.path, e) from None
+    return any(note.desc[: len(_ABI_TAG)] == _ABI_TAG for note in notes)
+
+
+def _links(points: Points, directory: bytes, group: Iterable[Source]) -> list[Operation]:
+    """By which programs load some of them."""
+    found: list[Operation] = []
+    for source in group:
+        own = source.name.partition(b".so")[0]
+        if own in _SONAMES:
+            found.append(KeepLink(points, _SONAMES[own], directory + b"/" + own + b".so"))
+        elif own == b"libGLX_nvidia":
+            found.append(KeepLink(points, source.name, directory + b"/libGLX_indirect.so.0"))
+    return found

@@ -1,0 +1,265 @@
+"""From what a container gets to operations: which, where, in which order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kernel.namespaced import make_container
+from lib import elfmaker, rootfs
+from unit.discover.nodetree import DEVICES
+from unit.prestart.chosentools import VERSION, a_node, asked
+from unit.prestart.prestarttools import error, needs_root
+
+from nvoci.discover.inventory import Stale
+from nvoci.discover.model import Found
+from nvoci.hook.container import OUTSIDE
+from nvoci.hook.enter import Place
+from nvoci.hook.settings import Settings
+from nvoci.linux import procfs
+from nvoci.linux.rootfs import Rootfs
+from nvoci.prestart import plan
+from nvoci.prestart.plan import Prepared, library_directories
+
+pytestmark = needs_root
+LIB = "/usr/lib/x86_64-linux-gnu"
+ABI_TAG = bytes.fromhex("00000000020000000300000063000000")
+
+
+class Node:
+    """The files of `chosentools.a_node` below a driver root, and a procfs."""
+
+    def __init__(self, top: Path, migs: int = 0) -> None:
+        self.root = top / "driver"
+        found = a_node(2, migs)
+        lines = []
+        for mount in found.mounts:
+            kind = {"socket": "socket", "directory": "dir"}.get(mount.kind, "file")
+            lines.append(f"{kind} {mount.host_path[1:]}" + (" x" if kind == "file" else ""))
+        lines += [f"char {each.host_path[1:]} {each.major} {each.minor}" for each in found.device_nodes]
+        rootfs.tree(self.root, "\n".join(lines))
+        mounts = [mount.replace(host_path=f"{self.root}{mount.host_path}") for mount in found.mounts]
+        nodes = [node.replace(host_path=f"{self.root}{node.host_path}") for node in found.device_nodes]
+        driver = found.driver.replace(root=str(self.root), dev_root=str(self.root))
+        self.found = found.replace(mounts=mounts, device_nodes=nodes, driver=driver)
+        self.tls(LIB)
+        proc = ["file params ModifyDeviceFiles: 1\\n", "dir gpus/0000:07:00.0", "dir gpus/00000000:08:00.0"]
+        for instance in range(1, migs + 1):
+            top_of = f"capabilities/gpu1/mig/gi{instance}"
+            proc += [f"file {top_of}/access x", f"file {top_of}/ci0/access x"]
+        rootfs.tree(top / "proc/driver/nvidia", "\n".join(proc))
+        rootfs.tree(top / "proc/driver/nvidia-caps", "file mig-minors gpu1/gi9/access 99\\n")
+        self.proc = top / "proc"
+        (self.proc / "devices").write_text(DEVICES)
+        rootfs.tree(top / "rootfs", "file etc/debian_version 12\ndir usr/bin\ndir proc/driver/nvidia\ndir dev")
+        self.image = top / "rootfs"
+
+    def tls(self, directory: str, desc: bytes = ABI_TAG) -> None:
+        notes = [(".note.ABI-tag", "GNU", 1, desc)]
+        elfmaker.make_so(self.root / f"{directory[1:]}/libnvidia-tls.so.{VERSION}", "libnvidia-tls", notes=notes)
+
+    def prepared(self, *devices: str, found: Found | None = None, **more: Any) -> Prepared:
+        return plan.prepare(found or self.found, asked(*devices, driver_root=str(self.root), **more), Settings())
+
+    def steps(self, prepared: Prepared) -> list[tuple[str, list[str]]]:
+        """(name, what its operations do), the host's directory left out."""
+        made = prepared.steps(None, Place(OUTSIDE))  # type: ignore[arg-type]
+        container = make_container(self.image, OUTSIDE)
+        return [(name, self.told(function(own, container))) for name, function, own in made]
+
+    def told(self, operations: list[Any]) -> list[str]:
+        return [each.describe().replace(str(self.root), "") for each in operations]
+
+    def first(self, *devices: str, **more: Any) -> list[str]:
+        return self.steps(self.prepared(*devices, **more))[0][1]
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    yield from a_procfs(Node(tmp_path), monkeypatch)
+
+
+@pytest.fixture
+def mig_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    yield from a_procfs(Node(tmp_path, migs=2), monkeypatch)
+
+
+def a_procfs(node: Node, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    """The kernel's own for /proc/self, the node's for its driver."""
+    own = procfs.handle()
+    for name in ("self", "filesystems"):
+        os.symlink(f"/proc/{name}", node.proc / name)
+    fd = os.open(node.proc, os.O_PATH | os.O_DIRECTORY)
+    monkeypatch.setattr(procfs, "_handle", fd)
+    yield node
+    monkeypatch.setattr(procfs, "_handle", own)
+    os.close(fd)
+
+
+FILE, NODE = "(ro,nosuid,nodev)", "(ro,nosuid,noexec)"
+PROC, SOCKET = "(ro,nosuid,nodev,noexec)", "(rw,nosuid,nodev,noexec)"
+
+
+def test_the_least_in_order(node: Node) -> None:
+    steps = node.steps(node.prepared("1", capabilities="utility"))
+    assert [name for name, _ in steps] == ["prestart", "enable-cuda-compat", "update-ldcache", "prestart"]
+    so = f"libnvidia-ml.so.{VERSION}"
+    assert steps[0][1] == [
+        f"mount the driver's files in procfs {PROC} on /proc/driver/nvidia",
+        "make directory /usr/bin",
+        f"mount /usr/bin/nvidia-smi {FILE} on /usr/bin/nvidia-smi",
+        f"mount /usr/bin/nvidia-debugdump {FILE} on /usr/bin/nvidia-debugdump",
+        f"make directory {LIB}",
+        f"mount {LIB}/{so} {FILE} on {LIB}/{so}",
+        f"mount /lib/firmware/nvidia/{VERSION}/gsp_ga10x.bin {FILE} on /lib/firmware/nvidia/{VERSION}/gsp_ga10x.bin",
+        f"mount /run/nvidia-persistenced/socket {SOCKET} on /run/nvidia-persistenced/socket",
+        f"mount /run/nvidia-fabricmanager/socket {SOCKET} on /run/nvidia-fabricmanager/socket",
+        f"mount /proc/driver/nvidia/gpus/00000000:08:00.0 {PROC} on /proc/driver/nvidia/gpus/00000000:08:00.0",
+        f"mount /dev/nvidiactl {NODE} on /dev/nvidiactl, and allow c 195:255 rw",
+        f"mount /dev/nvidia1 {NODE} on /dev/nvidia1, and allow c 195:1 rw",
+    ]
+    assert steps[1][1] == steps[3][1] == []
+    assert steps[2][1][-1].startswith("write /etc/ld.so.cache (")
+
+
+def test_a_daemon_s_directory_comes_last(node: Node) -> None:
+    steps = node.steps(node.prepared("0", capabilities="compute"))
+    assert steps[3][1] == [f"mount /tmp/nvidia-mps {SOCKET} on /tmp/nvidia-mps"]
+
+
+def test_links_beside_what_was_mounted(node: Node) -> None:
+    said = [line for line in node.first("0", capabilities="all,video,graphics") if line.startswith("symlink")]
+    assert said == [
+        f"symlink {LIB}/libcuda.so -> libcuda.so.1, unless something is there",
+        f"symlink {LIB}/libGLX_indirect.so.0 -> libGLX_nvidia.so.{VERSION}, unless something is there",
+        f"symlink {LIB}/libnvidia-opticalflow.so -> libnvidia-opticalflow.so.1, unless something is there",
+    ]
+
+
+def test_graphics_has_profiles_and_the_tls_library_with_the_note(node: Node) -> None:
+    said = node.first("0", capabilities="graphics")
+    where = "/etc/nvidia/nvidia-application-profiles-rc.d"
+    assert f"mount application profiles (rw,nosuid,nodev,noexec) on {where}" in said
+    tls = f"libnvidia-tls.so.{VERSION}"
+    assert [line for line in said if "tls" in line] == [f"mount {LIB}/{tls} {FILE} on {LIB}/{tls}"]
+    node.tls(LIB, bytes(16))
+    assert [line for line in node.first("0", capabilities="graphics") if "tls" in line] == []
+    node.tls(f"{LIB}/tls")
+    assert [line for line in node.first("0", capabilities="graphics") if "tls" in line] == [
+        f"mount {LIB}/tls/{tls} {FILE} on {LIB}/{tls}"
+    ]
+
+
+def test_32_bit_libraries_go_to_a_directory_of_their_own(node: Node) -> None:
+    said = node.first("0", capabilities="compute,compat32")
+    old, so = "/usr/lib/i386-linux-gnu", f"libcuda.so.{VERSION}"
+    assert [line for line in said if old in line] == [
+        f"make directory {old}",
+        f"mount {old}/{so} {FILE} on {old}/{so}",
+        f"symlink {old}/libcuda.so -> libcuda.so.1, unless something is there",
+    ]
+
+
+def test_without_rules_or_without_nodes(node: Node) -> None:
+    assert not any("allow" in line for line in node.first("0", cgroups=False))
+    assert node.first("0", devbind=False, capabilities="utility")[-2:] == ["allow c 195:255 rw", "allow c 195:0 rw"]
+    assert not any("allow" in line or "/dev/" in line for line in node.first("0", devbind=False, cgroups=False))
+
+
+def test_a_mig_device_has_files_and_nodes(mig_node: Node) -> None:
+    said = mig_node.first("1:0", "1:1", "1:0", capabilities="")
+    top = "/proc/driver/nvidia/capabilities/gpu1/mig"
+    access = [f"{top}/gi{i}/{name}" for i in (1, 2) for name in ("access", "ci0/access")]
+    assert [line for line in said if "capabilities" in line] == [f"mount {path} {PROC} on {path}" for path in access]
+    caps = "/dev/nvidia-caps/nvidia-cap"
+    assert [line for line in said if "nvidia-caps" in line] == [
+        f"mount {caps}{n} {NODE} on {caps}{n}, and allow c 236:{n} rw" for n in (10, 11, 20, 21)
+    ]
+    prepared = mig_node.prepared("1:0", capabilities="")
+    assert prepared.driver is not None
+    assert {"capabilities/gpu1/mig/gi1/access", "gpus/00000000:08:00.0"} <= prepared.driver.entries.keys()
+
+
+def test_a_mig_device_without_its_node_is_refused(mig_node: Node) -> None:
+    nodes = [each for each in mig_node.found.device_nodes if "cap11" not in each.container_path]
+    found = mig_node.found.replace(device_nodes=nodes)
+    assert "1 of its 2 nodes" in error(lambda: mig_node.prepared("1:0", found=found)).message
+    (mig_node.proc / "devices").write_text("")
+    nodes = [each for each in nodes if "nvidia-cap1" not in each.container_path]
+    said = mig_node.steps(mig_node.prepared("1:0", found=found.replace(device_nodes=nodes)))[0][1]
+    assert any("gi1/ci0/access" in line for line in said)
+    assert not any("nvidia-caps" in line for line in said)
+
+
+def test_management_has_the_whole_tree_and_exact_rules(mig_node: Node) -> None:
+    steps = mig_node.steps(mig_node.prepared("all", capabilities="", mig_config=("all",)))
+    top = "/proc/driver/nvidia/capabilities"
+    assert [line for line in steps[0][1] if "capabilities" in line] == [f"mount {top} {PROC} on {top}"]
+    assert steps[0][1][-2:] == ["allow c 236:1 rw", "allow c 236:99 rw"]
+    assert steps[3][1] == ["mount /dev/nvidia-caps (rw,nosuid,noexec) on /dev/nvidia-caps"]
+
+
+COMPAT = "/usr/local/cuda/compat/libcuda.so.575.1"
+
+
+def test_compatibility_libraries(node: Node) -> None:
+    rootfs.tree(node.image, f"file {COMPAT[1:]} x\nfile etc/ld.so.conf.d/00-compat-nvoci.conf old")
+    off = node.steps(node.prepared("0"))
+    assert off[1][1] == ["remove /etc/ld.so.conf.d/00-compat-nvoci.conf"]
+    assert not any("575" in line for line in off[0][1])
+    mounted = node.steps(node.prepared("0", compat_mode="mount"))
+    assert [line for line in mounted[0][1] if "575" in line] == [
+        f"mount libcuda.so.575.1 {FILE} on {LIB}/libcuda.so.575.1"
+    ]
+    linked = node.steps(node.prepared("0", compat_mode="ldconfig"))
+    assert [line.partition(" (")[0] for line in linked[1][1]] == ["write /etc/ld.so.conf.d/00-compat-nvoci.conf"]
+    assert node.steps(node.prepared("0", compat_mode="ldconfig", capabilities="utility"))[1][1] == off[1][1]
+
+
+def test_what_is_gone_since_the_look_is_told_and_nothing_stays_open(node: Node) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    (node.root / "dev/nvidia0").unlink()
+    with pytest.raises(Stale, match="dev/nvidia0: ENOENT"):
+        node.prepared("0")
+    assert len(os.listdir("/proc/self/fd")) == before
+    (node.proc / "driver/nvidia/gpus/00000000:08:00.0").rmdir()
+    with pytest.raises(Stale, match=r"gpus/00000000:08:00\.0: ENOENT"):
+        node.prepared("1")
+
+
+def test_whose_mount_points_are(node: Node) -> None:
+    prepared = node.prepared("0")
+    _, function, own = prepared.steps(None, Place(OUTSIDE))[0]  # type: ignore[arg-type]
+    container = make_container(node.image, OUTSIDE)
+    function(own, container)
+    assert prepared.points(container).owner is None
+
+
+# --- where libraries go ----------------------------------------------------------------------------------------------
+
+TRIPLET, OLD = LIB, "/usr/lib/i386-linux-gnu"
+# files of an image -> directory of 64-bit libraries, of 32-bit ones
+DIRECTORIES = {
+    "file etc/debian_version 12": (TRIPLET, OLD),
+    "symlink etc/debian_version nowhere": ("/usr/lib64", "/usr/lib32"),
+    "dir etc/debian_version": (TRIPLET, OLD),
+    "dir etc": ("/usr/lib64", "/usr/lib32"),
+    "dir usr/lib64\ndir usr/lib": ("/usr/lib64", "/usr/lib"),
+    "dir usr/lib": ("/usr/lib64", "/usr/lib"),
+    "dir usr/lib64\ndir usr/lib\ndir usr/lib32": ("/usr/lib64", "/usr/lib32"),
+    "dir usr/lib\nsymlink usr/lib64 lib": ("/usr/lib64", "/usr/lib32"),
+    "symlink usr/lib /opt\ndir opt\ndir usr/lib64": ("/usr/lib64", "/usr/lib"),
+}
+
+
+@pytest.mark.parametrize("spec", DIRECTORIES)
+def test_directories_of_libraries_are_the_image_s(tmp_path: Path, spec: str) -> None:
+    if os.uname().machine != "x86_64":
+        pytest.skip("names of another machine")
+    root = Rootfs.open(str(rootfs.tree(tmp_path / "rootfs", spec)))
+    assert tuple(each.decode() for each in library_directories(root)) == DIRECTORIES[spec]
+
+
