@@ -1,8 +1,9 @@
-"""Show what nvoci does: one container with a driver's files mounted, started without and with the hooks.
+"""Show what nvoci does: one container with a driver's files mounted, started without and with the hooks; and one that
+gets a GPU by its CDI name.
 
 scripts/demo has installed what is needed. This installs nvoci into a temporary prefix, makes a small image, and starts
-it twice through runc. Every line that is shown is checked as well. The driver is this machine's own, or a simulated
-one. What it makes lies in a private mount namespace and goes with it.
+it four times through runc. Every line that is shown is checked as well. The driver is this machine's own, or a
+simulated one. What it makes lies in a private mount namespace and goes with it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(CHECKOUT / "scripts"), str(CHECKOUT / "hooks"), str(CHECKOUT / "tests")]
 sys.dont_write_bytecode = True
 
+import _demo_cdi as cdi  # noqa: E402
 import _demo_container as container  # noqa: E402
 import _demo_node as node_of  # noqa: E402
 from _private import WITHIN, ToolError, enter, install, run_again  # noqa: E402
@@ -111,6 +113,26 @@ def rows_of_cache(node: node_of.Node, before: dict[str, str], after: dict[str, s
     return {"update-ldcache: `ldconfig -p` in the container": rows}
 
 
+def rows_of_cdi(node: node_of.Node, spec: cdi.Spec) -> dict[str, list[Row]]:
+    """Heading -> claims about a container before and after it was given a GPU by name."""
+    devices = {path: f"{major}:{minor}" for path, major, minor in node.devices()}
+    given = [path for path in devices if path in spec.nodes]
+    shown = [path for path in given if path[-1].isdigit() or path.endswith("ctl")]
+    others = [path for path in devices if path not in spec.nodes][:1]
+    nodes = [Row(path, f"node:{path}", becomes(ABSENT, devices[path])) for path in shown]
+    nodes += [Row(f"{path}, not asked for", f"node:{path}", becomes(ABSENT, ABSENT)) for path in others]
+    nodes.append(Row("device nodes of the driver", "nodes", becomes("0", str(len(given)))))
+    nodes.append(Row("files of the driver, mounted", "mounts", becomes("0", str(len(spec.mounts)))))
+    mask = f'["EGLVisibleDGPUDevices",{spec.gpu_mask():#x}]'
+    usual = rows_for(node)
+    hooks = usual["create-symlinks"] if spec.links_are_usual() else []
+    hooks = [*hooks, Row("EGL may use GPUs", "profile", lambda old, new: old == ABSENT and mask in new)]
+    for heading in ("disable-device-node-modification", "enable-cuda-compat", "update-ldcache"):
+        hooks += usual[heading]
+    hooks.append(Row("hook processes", cdi.HOOKS, becomes("0", "1")))
+    return {"what the name stands for": nodes, "what its hooks do": hooks, "the host": usual["the host"]}
+
+
 def _brief(key: str, value: str) -> str:
     if key == "profile" and "[" in value:
         value = value.rpartition('DGPUDevices",')[2].partition("]")[0]
@@ -138,6 +160,23 @@ def show(rows: dict[str, list[Row]], before: dict[str, str], after: dict[str, st
 # --- the demo -------------------------------------------------------------------------------------------------------
 
 
+def show_cdi(place: Path, program: Path, node: node_of.Node | None) -> tuple[list[str], int]:
+    """The container that gets a GPU by name: the labels of the claims that do not hold, and how many there are."""
+    if node is None:
+        print("\nby the Container Device Interface: left out, the simulated node's NVML library is for x86-64")
+        return [], 0
+    spec = cdi.generate(place / "cdi", program, node)
+    kind = "this machine" if node.real else "a simulated node"
+    print(f"\nby the Container Device Interface, on {kind} with {len(node.gpus())} GPUs:")
+    for words in (spec.command, spec.inject_command("config.json")):
+        print(textwrap.fill(" ".join(words), 98, initial_indent=" " * 8, subsequent_indent=" " * 14))
+    image = container.make_image(place / "cdi-image", node)
+    before, after = (cdi.run(place / f"cdi-{name}", program, image, node, spec, is_given=name == "after")
+                     for name in ("before", "after"))  # fmt: skip
+    rows = rows_of_cdi(node, spec)
+    return show(rows, before, after), sum(map(len, rows.values()))
+
+
 def within(place: Path) -> int:
     """In the private mount namespace."""
     container.name_session()
@@ -157,7 +196,9 @@ def within(place: Path) -> int:
     rows = {**rows, **rows_of_cache(node, before, after), host[0]: host[1]}
     wrong = show(rows, before, after)
     wrong += [f"`{path}` on the host" for path in (container.IMAGE_TARGET,) if os.path.lexists(path)]
-    count = sum(len(group) for group in rows.values())
+    more, count = show_cdi(place, program, cdi.node_with_nvml(place / "cdi-node", node))
+    wrong += more
+    count += sum(map(len, rows.values()))
     if wrong:
         print(f"\ndemo: FAILED: {len(wrong)} of {count} claims do not hold: {'; '.join(wrong)}")
         return 1

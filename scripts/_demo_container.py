@@ -9,10 +9,13 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from _demo_node import LIBDIR, SOCKET, Node
 from _private import ToolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 COMPAT = "/usr/local/cuda-13/compat"
 CACHE = "/var/cache/nvidia"
@@ -55,8 +58,10 @@ say finds_ml "$(finds "$ml")"
 say finds_cuda "$(finds "$cuda")"
 say runs "$(runs $program)"
 for node in $nodes; do
-    say "node:$node" "$(printf '%d:%d' "0x$(stat -c %t "$node")" "0x$(stat -c %T "$node")")"
+    test -c "$node" && numbers=$(printf '%d:%d' "0x$(stat -c %t "$node")" "0x$(stat -c %T "$node")") || numbers=-
+    say "node:$node" "$numbers"
 done
+say mounts "$(cut -d ' ' -f 5 /proc/self/mountinfo | tr '\n' ' ')"
 for file in $firmware; do
     say "firmware:$file" "$(wc -c <"$file")"
 done
@@ -112,8 +117,11 @@ def _script(node: Node) -> str:
     return "\n".join([*(f"{name}={shlex.quote(value)}" for name, value in names.items()), _REPORT])
 
 
-def run(place: Path, image: Path, node: Node, hooks: list[dict[str, Any]]) -> dict[str, str]:
-    """Start the container through runc with `hooks` at createContainer; what it says, by key."""
+def run(
+    place: Path, image: Path, node: Node, hooks: list[dict[str, Any]], edit: Callable[[Path], None] | None = None
+) -> dict[str, str]:
+    """Start the container through runc with `hooks` at createContainer; what it says, by key. edit: called with the
+    path of config.json, which has no mount and no device of the driver then."""
     bundle, runtimes = importlib.import_module("lib.bundle"), importlib.import_module("lib.runtimes")
     root = place / "rootfs"
     shutil.copytree(image, root, symlinks=True)
@@ -126,7 +134,10 @@ def run(place: Path, image: Path, node: Node, hooks: list[dict[str, Any]]) -> di
         entries = [bundle.shell_hook(copy), *hooks]
     argv = ["/bin/sh", "-c", _script(node)]
     stages = {"createContainer": entries} if entries else None
-    bundle.make_bundle(place, root, argv, stages, mounts=node.mounts(), devices=node.devices())
+    if edit:
+        edit(bundle.make_bundle(place, root, argv, stages) / "config.json")
+    else:
+        bundle.make_bundle(place, root, argv, stages, mounts=node.mounts(), devices=node.devices())
     done = runtimes.Runtime("runc").run(place, timeout=TIMEOUT, setup=setup)
     if not done.ok:
         raise ToolError(f"start a container through runc: {done.stderr.strip()[-600:] or done}")

@@ -19,7 +19,7 @@ MACHINE = os.uname().machine
 LIBDIR = f"/usr/lib/{MACHINE}-linux-gnu"
 SOCKET = "/run/nvidia-persistenced/socket"
 _PLACES = ("/usr/local/nvidia/lib64", "/usr/local/nvidia/lib")
-_NODES = re.compile(r"nvidia(\d+|ctl|-modeset|-uvm|-uvm-tools)")
+NODES = re.compile(r"nvidia(\d+|ctl|-modeset|-uvm|-uvm-tools)")
 
 
 class Node(NamedTuple):
@@ -75,7 +75,7 @@ def find(place: Path) -> Node:
 
 
 def _real() -> Node | None:
-    nodes = sorted(path for path in Path("/dev").iterdir() if _NODES.fullmatch(path.name) and path.is_char_device())
+    nodes = sorted(path for path in Path("/dev").iterdir() if NODES.fullmatch(path.name) and path.is_char_device())
     params, cuda = Path("/proc/driver/nvidia/params"), _libcuda()
     names = [path.name for path in nodes]
     if "nvidiactl" not in names or not any(name[6:].isdigit() for name in names) or not cuda or not params.exists():
@@ -116,7 +116,7 @@ def _simulated(place: Path) -> Node:
         version=driver.version,
         libraries=driver.libraries,
         firmware=driver.firmware,
-        nodes=[path for path in driver.nodes if _NODES.fullmatch(path.name) and stat.S_ISCHR(path.stat().st_mode)],
+        nodes=[path for path in driver.nodes if NODES.fullmatch(path.name) and stat.S_ISCHR(path.stat().st_mode)],
         socket=driver.persistenced,
         smi=None,
         proc=driver.proc,

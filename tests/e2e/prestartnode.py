@@ -16,7 +16,7 @@ from lib.bundle import STANDARD_ENV, Json, make_bundle, shell_hook
 from simnode.nodes import built
 
 CONFIG = "/etc/nvidia-container-runtime/config.toml"
-INVENTORY = "/run/nvoci/inventory"
+_STATE = "/run/prestart-state"
 REPORT = r"""
 say() { printf '%s\t%s\n' "$1" "$2"; }
 where='^/proc/driver/nvidia|^/dev/nvidia-caps|profiles-rc.d|^/tmp/'
@@ -83,7 +83,9 @@ class PrestartNode:
         """The hook as an entry of config.json. script: a line that ends in `exec "$@"`."""
         argv = [str(self.program), *(words or ("prestart",))]
         if self.filtered:
-            argv = [*compat.prefix(), *argv]
+            # NVML's process needs some of the calls: the node is looked at before, with all of them.
+            look = f'cat >{_STATE}; {self.program} -dry-run prestart <{_STATE} >/dev/null 2>&1; exec "$@" <{_STATE}'
+            argv = ["/bin/sh", "-c", look, "sh", *compat.prefix(), *argv]
         if script:
             argv = ["/bin/sh", "-c", script, "sh", *argv]
         path = argv[0]

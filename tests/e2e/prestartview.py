@@ -5,14 +5,18 @@ There is no driver behind the nodes: to open one that is allowed is ENXIO, one t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from e2e.gpunode import LIBDIR, Seen, make_image
 from e2e.prestartnode import PrestartNode
-from lib import runtimes, session
+from lib import hookproc, runtimes, session
 
+# NVML's process needs the newer system calls.
+asks_nvml = pytest.mark.skipif(hookproc.COMPAT_SWITCH in os.environ, reason="--compat: NVML cannot be asked")
 V = "550.163.01"
 ALLOWED, DENIED = "No such device or address", "Operation not permitted"
 FILE, SOCKET, NODE, PROC = "ro,nosuid,nodev", "rw,nosuid,nodev,noexec", "ro,nosuid,noexec", "ro,nosuid,nodev,noexec"

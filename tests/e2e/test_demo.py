@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -43,6 +44,19 @@ def test_it_shows_each_hook_and_fits_the_terminal() -> None:
     assert {"create-symlinks", "chmod", "enable-cuda-compat", "update-ldcache"} <= shown
     assert {"update-application-profile", "disable-device-node-modification"} <= shown
     assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the simulated node's NVML library is for x86-64")
+def test_it_shows_a_gpu_given_by_its_cdi_name_for_one_hook_process() -> None:
+    done = subprocess.run([DEMO], cwd="/", capture_output=True, text=True, timeout=300)
+    lines = [line.split() for line in done.stdout.partition("by the Container Device Interface")[2].splitlines()]
+    assert ["hook", "processes", "0", "1", "ok"] in lines
+    assert ["/dev/nvidia0", "-"] in [line[:2] for line in lines]
+    words = done.stdout.split()
+    assert [words[at : at + 3] for at, word in enumerate(words) if word == "nvoci"] == [
+        ["nvoci", "cdi", "generate"],
+        ["nvoci", "cdi", "inject"],
+    ]
 
 
 def test_it_shows_ldconfig_p_before_and_after() -> None:

@@ -16,6 +16,7 @@ from e2e.prestartview import (
     UTILITY,
     UVM,
     V,
+    asks_nvml,
     check,
     clean,
     driver_mounts,
@@ -176,6 +177,7 @@ def test_a_run_after_a_killed_one_completes(node: PrestartNode, call: str, when:
     assert oracle.content_only(oracle.snapshot(one)) == oracle.content_only(oracle.snapshot(two))
 
 
+@asks_nvml
 def test_the_inventory_makes_nvml_needless_until_it_proves_wrong(node: PrestartNode) -> None:
     """Three calls: the first looks at the node, the second has no NVML to ask, the third finds a library gone."""
     logs = [session.new_dir("out") / "log" for _ in range(3)]
@@ -191,6 +193,7 @@ def test_the_inventory_makes_nvml_needless_until_it_proves_wrong(node: PrestartN
     assert (f'reason="open {gone}: ENOENT"' in third, "NVML asked" in third) == (True, True)
 
 
+@asks_nvml
 def test_with_an_inventory_it_imports_the_hot_list_only(node: PrestartNode) -> None:
     log = session.new_dir("out") / "log"
     timed = node.entry(script=f'exec {session.PYTHON} -ISB -X importtime "$@" 2>{log}')

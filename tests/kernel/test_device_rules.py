@@ -124,6 +124,41 @@ def test_nodes_and_rules_are_given_and_nothing_more(site: Site, stage: hookproc.
     assert site.given() == [ALL, ALL, NONE]
 
 
+def test_at_create_container_a_cgroup_of_the_runtimes_is_not_widened(site: Site) -> None:
+    """The hook's caller is in another mount namespace, as a runtime is, and in the container's cgroup."""
+    before = site.picture()
+    program = devicehook.entry(site.folder)
+    hook = hookproc.inside(site.container, hookproc.command(WORDS, program))
+    state = hookproc.json.dumps(site.container.state("createContainer")).encode()
+    runtime = ["/bin/sh", "-c", '"$@"; exit $?', "sh", *hook]
+    result = proc.run(runtime, stdin=state, timeout=30, preexec=lambda: devcgroups.join(site.cgroup))
+    assert "is the runtime's own, too" in one_error(result)
+    assert site.picture() == before
+
+
+def test_at_create_container_an_unseen_runtime_is_one_line(site: Site) -> None:
+    before = site.picture()
+    result = site.hook(stage="createContainer", extra="from nvoci.hook import enter\nenter._is_in = lambda *_: True\n")
+    line = one_error(result)
+    assert "no process is seen that called us from another mount namespace" in line
+    assert "(call the hook as createRuntime or prestart)" in line
+    assert site.picture() == before
+
+
+@pytest.mark.parametrize("stage", ["createRuntime", "createContainer"])
+def test_looking_things_up_on_the_host_has_a_deadline(unified: Site, stage: hookproc.Stage) -> None:
+    before = unified.picture()
+    extra = (
+        "import devicehook, select\n"
+        "class Slow:\n    steps = lambda self, state, place: select.select([], [], [], 20)\n"
+        "devicehook.prepare = lambda options, settings: Slow()\n"
+    )
+    result = unified.hook(*WORDS, "--timeout", "1", extra=extra, stage=stage)
+    assert "not finished after" in one_error(result)
+    assert result.wall < 10
+    assert unified.picture() == before
+
+
 def test_a_second_run_changes_nothing(site: Site) -> None:
     assert site.hook().ok
     before = site.picture(), devcgroups.ids(site.cgroup) if site.kind == "unified" else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from pathlib import Path
@@ -13,17 +12,13 @@ import pytest
 from nvoci.errors import HookError
 from nvoci.hook.container import HOST, OUTSIDE, Container
 from nvoci.hook.mounts import BindMount, GeneratedMount
-from nvoci.hook.operation import Transaction
 from nvoci.hook.preview import Preview
-from nvoci.linux import generated, mount, procfs, syscalls
+from nvoci.linux import mount, procfs, syscalls
 from tests.kernel import namespaced
-from tests.kernel.namespaced import KERNELS, Kernel, isolated, os_error
+from tests.kernel.mounting import FLAGS, PARAMS, TEXT, options_at, params_mount, perform, tree, with_params
+from tests.kernel.namespaced import KERNELS, Kernel, isolated
 
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")]
-
-PARAMS = b"proc/driver/nvidia/params"
-TEXT = b"ModifyDeviceFiles: 0\nOther: 1\n"
-FLAGS = {"ro", "nosuid", "nodev", "noexec"}
 
 
 @pytest.fixture(params=KERNELS, ids=lambda k: k.name)
@@ -41,37 +36,6 @@ def root(tmp_path: Path) -> Path:
     (path / "bin/busybox").chmod(0o755)
     (path / "etc/target").write_text("image\n")
     return path
-
-
-def with_params(root: Path) -> str:
-    """Set-up: the container's procfs has the driver's params, as it has on a host with the driver."""
-    return (
-        f"mount -t tmpfs driver {root}/proc/driver; mkdir {root}/proc/driver/nvidia\n"
-        f"echo 'ModifyDeviceFiles: 1' > {root}/{PARAMS.decode()}\n"
-    )
-
-
-def perform(*operations: Any) -> Transaction:
-    transaction = Transaction()
-    for operation in operations:
-        transaction.perform("test", operation)
-    return transaction
-
-
-def params_mount(container: Container, data: bytes = TEXT) -> GeneratedMount:
-    return GeneratedMount(container, PARAMS, data, 0o444, "params")
-
-
-def options_at(pid: int, target: str) -> list[set[str]]:
-    """Per-mount options of the mounts at `target`, lowest first, from the container's mountinfo."""
-    return [set(line.split()[5].split(",")) for line in namespaced.mountinfo(pid) if line.split()[4] == target]
-
-
-def tree(root: Path) -> list[str]:
-    return sorted(str(p) for p in root.rglob("*") if "proc" not in p.parts)
-
-
-# -- generated files ------------------------------------------------------------------------------------------------
 
 
 def test_container_root_cannot_write_to_a_generated_file(root: Path, kernel: Kernel) -> None:
@@ -335,25 +299,6 @@ def test_nothing_is_mounted_where_the_container_has_no_namespace(root: Path) -> 
         return e.value.line()
 
     assert isolated(body).startswith("test: mount file on /etc/target (30 bytes, read-only):")
-
-
-def test_target_swapped_while_mounting_is_never_missed(root: Path, kernel: Kernel) -> None:
-    """The name leads to another file by the time of the mount: an error, and the other file is not mounted on."""
-
-    def work(c: Container) -> bytes:
-        with mount.find_target(c.rootfs, b"etc/target") as target:
-            os.rename(root / "etc/target", root / "etc/moved")
-            (root / "etc/target").write_text("other\n")
-            with os_error() as e:
-                generated.mount_generated(c.rootfs, target, TEXT, 0o444)
-        assert e.value.errno == errno.ESTALE
-        return c.rootfs.read_file(b"etc/target", 1000)
-
-    def body() -> Any:
-        with namespaced.container(root) as pid:
-            return namespaced.in_container(pid, root, kernel, work)
-
-    assert isolated(body) == b"other\n"
 
 
 def test_flags_that_did_not_take_are_an_error_and_the_mount_is_gone(

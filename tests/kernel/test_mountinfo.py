@@ -46,6 +46,32 @@ def test_mountinfo_parser_takes_optional_fields_and_refuses_garbage() -> None:
             list(mountinfo.parse(bad))
 
 
+def test_one_mount_is_found_in_a_table_and_what_it_lies_on() -> None:
+    table = b"".join(
+        b"%d %d 0:1 / /m%d rw - tmpfs 12 rw\n" % pair
+        for pair in ((1, 1, 1), (12, 1, 12), (2, 12, 2), (120, 2, 120), (20, 1, 20))
+    )
+    for whole in (table, table.rstrip(b"\n")):
+        found = [mountinfo.find(number, whole) for number in (1, 2, 12, 20, 120)]
+        assert [one.target for one in found if one is not None] == [b"/m1", b"/m2", b"/m12", b"/m20", b"/m120"]
+        assert [mountinfo.find(number, whole) for number in (0, 3, 112, 200)] == [None] * 4
+        assert mountinfo.lineage(120, whole) == [120, 2, 12, 1]
+        assert mountinfo.lineage(7, whole) == [7]
+        assert mountinfo.tree_of(12, whole) == [12, 2, 120]
+        assert mountinfo.ids(whole) == {1: 1, 12: 1, 2: 12, 120: 2, 20: 1}
+    assert mountinfo.find(1, b"") is None
+
+
+def test_every_mount_of_ours_is_found() -> None:
+    table = mountinfo.own_table()
+    parents = {one.id: one.parent for one in mountinfo.own_mounts()}
+    for number, parent in parents.items():
+        found = mountinfo.find(number, table)
+        assert found is not None
+        assert (found.id, found.parent) == (number, parent)
+        assert mountinfo.lineage(number)[:2] in ([number, parent], [number])
+
+
 def test_own_targets_are_read_of_any_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """No more is asked of a line than that it has its fifth field: the rest is not looked at."""
     table = (

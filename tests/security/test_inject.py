@@ -18,7 +18,7 @@ from lib.hookproc import FakeContainer, run_hook
 from lib.oracle import Oracle, content_only, snapshot
 from security.arena import STAGES, Arena, attempt, escapes, settled
 from security.test_crash import Scene, fresh, lied_to
-from unit.inject.thing import Json, Thing
+from unit.inject.thing import Json, Thing, hook
 
 from nvoci.errors import HookError
 from nvoci.hook.operation import Transaction
@@ -270,11 +270,10 @@ MAKING = ("mkdirat", "openat", "open_tree", "move_mount", "mount_setattr", "moun
 def scene(thing: Thing, stage: str) -> Scene:
     """Mounts, a node and a hook of ours, on mount points that are missing."""
     top = session.new_dir("crash")
-    hook = {"hookName": "createContainer", "path": "/usr/bin/nvidia-cdi-hook",
-            "args": ["nvidia-cdi-hook", "create-symlinks", "--link", "thing::/opt/vendor/link"]}  # fmt: skip
+    links = hook("createContainer", "/usr/bin/nvidia-cdi-hook", "create-symlinks", "--link", "thing::/opt/vendor/link")
     every = [edits(thing, kind, f"opt/{kind}/new/thing") for kind in KINDS]
     found = {key: [each for e in every for each in e.get(key, [])] for key in ("mounts", "deviceNodes")}
-    thing.write({"a": {**found, "hooks": [hook]}})
+    thing.write({"a": {**found, "hooks": [links]}})
     return Scene(Arena(top, top / "rootfs", top / "canary"), thing.words(), stage)
 
 

@@ -216,11 +216,13 @@ class BindNode(BindMount):
         return super().describe() + (", and allow rw" if self.allow else "")
 
     def execute(self, transaction: Transaction) -> None:
-        if self.container.place != HOST:  # else it is refused below
-            self._file.make(transaction, self.container.rootfs, self.path, self.node.mode & 0o777, self.owner)
         super().execute(transaction)
         if self.allow:
             transaction.allow(self.node.rule())
+
+    def _find(self, transaction: Transaction) -> mount.Target:
+        self._file.make(transaction, self.container.rootfs, self.path, self.node.mode & 0o777, self.owner)
+        return super()._find(transaction)
 
     def _mount(self, target: mount.Target) -> mount.Mounted:
         if is_pseudo(target.fd.fileno()):  # a link of the image to /proc/1/attr/exec hides that from the runtime

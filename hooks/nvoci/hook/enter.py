@@ -116,6 +116,7 @@ def runtime() -> Fd:
     who is INSIDE, that is the runtime. Raises HookError where there is none to be seen."""
     ours = procfs.ns_id(b"self/ns/mnt")
     flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
+    pid = 0
     try:
         pid = _parse_stat(procfs.read(b"self/stat"))[0]
         for _ in range(_MAX_ANCESTORS):
@@ -127,17 +128,14 @@ def runtime() -> Fd:
             with process:
                 pid = _stat(process.fileno(), pid)[0]
     except OSError as e:
-        raise _gone(pid, e) from None
+        raise HookError(f"find the runtime: pid {pid}: {errno_name(e.errno or 0)}",
+                        "call the hook as createRuntime") from None  # fmt: skip
     raise HookError("find the runtime: no process is seen that called us from another mount namespace",
                     "call the hook as createRuntime")  # fmt: skip
 
 
 def _is_in(process: Fd, mnt: tuple[int, int]) -> bool:
-    """Whether it is in this mount namespace. One we may not look at is another, as for `_entered_mnt`."""
-    try:
-        return procfs.ns_id(b"ns/mnt", process.fileno()) == mnt
-    except PermissionError:
-        return False
+    return procfs.ns_id(b"ns/mnt", process.fileno()) == mnt
 
 
 def _is_host_mnt(mnt: tuple[int, int]) -> bool:

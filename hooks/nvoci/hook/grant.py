@@ -14,8 +14,8 @@ import posix
 
 from nvoci import log
 from nvoci.errors import HookError, errno_name
-from nvoci.hook import watchdog
-from nvoci.hook.container import HOST
+from nvoci.hook import enter, watchdog
+from nvoci.hook.container import HOST, INSIDE
 from nvoci.hook.operation import Operation, Transaction
 from nvoci.linux.cgroup import DeviceCgroup, DeviceRule
 from nvoci.linux.fd import Fd, read_at_most, write_all
@@ -47,20 +47,33 @@ class _Give(Operation):
 
 
 class GiveHere(_Give):
-    """By this process, which is in the container's cgroup itself."""
+    """By this process, which is in the container's cgroup itself. Inside a container that is not the caller's own, it
+    must not be the runtime's cgroup as well."""
 
-    __slots__ = ("_cgroup",)
+    __slots__ = ("_cgroup", "_place")
 
     def __init__(self, rules: Sequence[DeviceRule], place: str) -> None:
         super().__init__(rules)
         self._cgroup: DeviceCgroup | None = None
+        self._place = place
         if place == HOST:
             raise HookError(f"{self.describe()}: there is no container to allow it to",
                             "call the hook with the state of a created container")  # fmt: skip
 
     def execute(self, transaction: Transaction) -> None:
-        self._cgroup = DeviceCgroup.of()
+        if self._place == INSIDE:
+            with self._runtime() as runtime:
+                self._cgroup = DeviceCgroup.of(runtime=runtime.fileno())
+        else:
+            self._cgroup = DeviceCgroup.of()
         self._cgroup.allow(self.rules)
+
+    def _runtime(self) -> Fd:
+        try:
+            return enter.runtime()
+        except HookError as e:
+            raise HookError(f"{self.describe()}: whether the container has a cgroup of its own is not seen from here: "
+                            f"{e.message}", "call the hook as createRuntime or prestart") from None  # fmt: skip
 
     def undo(self) -> None:
         if self._cgroup is not None:

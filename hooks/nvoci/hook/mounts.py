@@ -42,13 +42,10 @@ class _Mount(Operation):
         if self.container.place == HOST:
             raise HookError(f"{self.describe()}: the container has no mount namespace to mount in",
                             "call the hook with the state of a created container")  # fmt: skip
-        try:
-            found = mount.find_target(self.container.rootfs, self.path)
-        except FileNotFoundError:
-            raise HookError(f"{self.describe()}: ENOENT", "the container has no such file to mount on") from None
-        with found as target:
+        with self._find(transaction) as target:
             if self._is_done(target):
                 log.info("mounted already", path=shown(self.path))
+                self._remember(target.fd.fileno())
                 return
             try:
                 self._mounted = self._mount(target)
@@ -56,6 +53,16 @@ class _Mount(Operation):
                 if e.errno != ENOSPC:
                     raise
                 raise HookError(f"{self.describe()}: ENOSPC", "limit of mounts reached: see fs.mount-max") from None
+            self._remember(self._mounted.fd.fileno())
+
+    def _find(self, transaction: Transaction) -> mount.Target:
+        try:
+            return mount.find_target(self.container.rootfs, self.path)
+        except FileNotFoundError:
+            raise HookError(f"{self.describe()}: ENOENT", "the container has no such file to mount on") from None
+
+    def _remember(self, fd: int) -> None:
+        """Told of the mount, new or there already."""
 
     def _is_done(self, target: mount.Target) -> bool:
         raise NotImplementedError

@@ -62,7 +62,9 @@ class Transaction:
         self.rules[rule] = None
 
     def visit(self, directory: Dir) -> None:
-        """To be told of every directory an operation works in: leftovers of a killed run are cleared, once."""
+        """To be told of every directory before an operation works in it: leftovers of a killed run are cleared, once.
+        Raises HookError where the root's guard forbids to change anything there."""
+        directory.check()
         if directory.identity not in self._visited:
             self._visited.add(directory.identity)
             sweep(directory)

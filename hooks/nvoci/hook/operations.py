@@ -66,6 +66,8 @@ class MakeLink(Operation):
         except FileNotFoundError:
             self._made = transaction.made()
             self._dir = self.rootfs.mkdirs(directory, self.mode, self._made)
+        if self.rootfs.guard is not None and self._is_right(self._dir):
+            return  # also where it must not be changed
         transaction.visit(self._dir)
         try:
             posix.symlink(self.target, self._name, dir_fd=self._dir.fileno())
@@ -74,13 +76,17 @@ class MakeLink(Operation):
         except FileExistsError:
             self._replace(self._dir, transaction)
 
-    def _replace(self, directory: Dir, transaction: Transaction) -> None:
+    def _is_right(self, directory: Dir) -> bool:
         try:
-            if posix.readlink(self._name, dir_fd=directory.fileno()) == self.target:
-                return
+            return posix.readlink(self._name, dir_fd=directory.fileno()) == self.target
         except OSError as e:
-            if e.errno != EINVAL:
+            if e.errno not in (EINVAL, ENOENT):
                 raise
+            return False
+
+    def _replace(self, directory: Dir, transaction: Transaction) -> None:
+        if self._is_right(directory):
+            return
         staging = transaction.staging(directory)
         self._replaced = staging.publish(staging.new_link(self.target), self._name)
         if self._replaced.replaced:
@@ -133,6 +139,8 @@ class WriteFile(Operation):
         directory_path, name = split(self.path)
         self._made = transaction.made()
         directory = self.rootfs.mkdirs(directory_path, self.dir_mode, self._made)
+        if self.rootfs.guard is not None and self._is_right(directory, name):
+            return  # also where it must not be changed
         transaction.visit(directory)
         if self._is_right(directory, name):
             return
@@ -180,6 +188,8 @@ class RemoveFile(Operation):
         directory_path, name = split(self.path)
         try:
             directory = self.rootfs.dir(directory_path)
+            if self.rootfs.guard is not None:  # nothing to remove is no error where nothing must be changed
+                posix.stat(name, dir_fd=directory.fileno(), follow_symlinks=False)
             transaction.visit(directory)
             mode = posix.stat(name, dir_fd=directory.fileno(), follow_symlinks=False).st_mode
         except (FileNotFoundError, NotADirectoryError):
@@ -230,6 +240,7 @@ class Chmod(Operation):
             if st.st_dev == self.host_dev and (S_ISCHR(st.st_mode) or S_ISBLK(st.st_mode)):
                 raise HookError(f"{self.describe()}: is the host's own device node, bind mounted",
                                 "changing it would change the host; set the mode on the host")  # fmt: skip
+            self.rootfs.check(self.path, handle)
             try:
                 posix.chmod(procfs.fd_path(handle.fileno()), self.mode, dir_fd=procfs.handle())
             except PermissionError as e:

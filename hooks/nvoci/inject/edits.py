@@ -29,9 +29,11 @@ def looked_up(edits: ContainerEdits, place: Place) -> ContainerEdits:
     """The edits of one part of a specification, with what they leave to the host. Raises SpecError, told of its place
     in the document, for what the host does not have."""
     for i, mount in enumerate(edits.mounts):
+        targets.check_path(mount.container_path, f"mounts[{i}].containerPath")
         if mountopts.is_bind(mount.type, mount.options):
             _check_source(mount.host_path, f"mounts[{i}].hostPath")
     for i, node in enumerate(edits.device_nodes):
+        targets.check_path(node.path, f"deviceNodes[{i}].path")
         nodes.check(node, f"deviceNodes[{i}]")
     for i, hook in enumerate(edits.hooks):
         if hooks.is_run_on_host(hook, place):
@@ -116,7 +118,7 @@ def _prepare_mounts(wanted: Iterable[Mount], late: dict[str, list[str]]) -> list
         last.pop(path, None)
         last[path] = mount
     found = []
-    for _, mount in sorted(last.items(), key=lambda item: item[0].count("/")):
+    for path, mount in sorted(last.items(), key=lambda item: item[0].count("/")):
         bind = mountopts.is_bind(mount.type, mount.options)
         if not bind and mount.type != _TMPFS:
             late.setdefault("mounts", []).append(f"{mount.container_path} (type {mount.type})")
@@ -126,5 +128,5 @@ def _prepare_mounts(wanted: Iterable[Mount], late: dict[str, list[str]]) -> list
         if late_options:
             late.setdefault("mount options", []).extend(late_options)
         source = sources.open_source(sources.host_path(mount.host_path), options) if bind else None
-        found.append(_Wanted(fsencode(sources.container_path(mount.container_path)), options, source))
+        found.append(_Wanted(fsencode(sources.container_path(path)), options, source))
     return found

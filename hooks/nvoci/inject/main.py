@@ -38,6 +38,7 @@ NAME = hooks.NAME
 DEVICES = True  # its operations may ask for device rules
 _NAMES_SHOWN = 20
 _ERRORS_SHOWN = 20
+_TOO_FEW = ("EMFILE", "ENFILE")
 
 
 def use_packages() -> None:
@@ -113,6 +114,9 @@ def _annotated(state: State) -> list[str]:
 def _resolve(registry: specdir.Registry, wanted: list[str]) -> list[Entry]:
     """One entry for each name. Where one is missing, what is wrong with files is told first, a line each."""
     errors = [error for found in registry.errors.values() for error in found]
+    for error in errors:
+        if error.why.endswith(_TOO_FEW):  # what could not be read may be what counts
+            raise HookError(f"{NAME}: {error.message}", "raise the limit of open files of whoever starts the container")
     try:
         entries = registry.resolve(wanted)
     except SpecError as e:

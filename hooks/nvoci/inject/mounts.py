@@ -7,19 +7,19 @@ nothing is done: a rerun leaves what one run leaves.
 from __future__ import annotations
 
 import posix
-from errno import ENOSPC, ESTALE
+from errno import ENOSPC
 
 from nvoci import log
 from nvoci.errors import HookError, printable
 from nvoci.hook.container import HOST
 from nvoci.hook.operation import Operation
 from nvoci.hook.operations import shown
-from nvoci.inject import targets
+from nvoci.inject import targets, tmpfsopts
 from nvoci.inject.sources import can_move
 from nvoci.linux import abi, mount, procfs
 from nvoci.linux.fd import Fd
-from nvoci.linux.mountinfo import mount_id, own_mounts
-from nvoci.linux.syscalls import fsconfig_create, fsconfig_set_string, fsmount, fsopen, umount2
+from nvoci.linux.mountinfo import find, mount_id, own_table, tree_of
+from nvoci.linux.syscalls import fsconfig_create, fsconfig_set_string, fsmount, fsopen
 from nvoci.linux.syscalls import mount as mount_by_path
 
 TYPE_CHECKING = False
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from nvoci.hook.preview import Preview
     from nvoci.inject.mountopts import MountOptions
     from nvoci.inject.sources import HostSource
+    from nvoci.linux.mountinfo import Mount
 
 _TMPFS, _TMPFS_SOURCE = b"tmpfs", b"nvoci"  # the latter is seen in mountinfo, and tells a rerun
 _WORDS = {abi.MS_RDONLY: b"ro", abi.MS_NOSUID: b"nosuid", abi.MS_NODEV: b"nodev", abi.MS_NOEXEC: b"noexec"}
+_FLAGS = abi.MS_RDONLY | abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC
 
 
 class _Mount(Operation):
@@ -110,7 +112,10 @@ class Bind(_Mount):
         self.source = source
 
     def _is_done(self, target: mount.Target) -> bool:
-        return mount.is_mounted(self.source, target)
+        options = self.source.options
+        return mount.is_mounted(self.source, target) and not (
+            options.recursive and options.all_flags and self._lacking(target.fd.fileno(), options.all_flags)
+        )
 
     def _mount(self, target: mount.Target) -> mount.Mounted:
         mounted = mount.attach(self.source, target)
@@ -118,8 +123,7 @@ class Bind(_Mount):
         return mounted
 
     def _remember(self, fd: int) -> None:
-        if self.is_directory:
-            self.place.add(fd)
+        self.place.add(fd)
 
     def _complete(self, mounted: mount.Mounted) -> None:
         """Where mount_setattr(2) could not do it before, and the flags of the mounts below, which are then checked."""
@@ -130,17 +134,21 @@ class Bind(_Mount):
         if not self.source.ready and options.propagation != abi.MS_PRIVATE:
             log.warning(f"inject: {self.describe()}: private, not slave: Linux 5.12 is needed for that")
         if options.recursive and options.all_flags:
-            self._check_below(mount_id(mounted.fd.fileno()), options.all_flags)
-
-    def _check_below(self, top: int, flags: int) -> None:
-        wanted = {word for bit, word in _WORDS.items() if flags & bit}
-        mounts = own_mounts()
-        parents = {one.id: one.parent for one in mounts}
-        for one in mounts:
-            if not wanted.issubset(one.options) and top in targets.lineage(parents, one.id):
+            one = self._lacking(mounted.fd.fileno(), options.all_flags)
+            if one is not None:
                 seen = printable(b",".join(one.options))
                 raise HookError(f"{self.describe()}: {printable(one.target)} below it is {seen}",
                                 "the kernel did not take its flags")  # fmt: skip
+
+    def _lacking(self, fd: int, flags: int) -> Mount | None:
+        """The mount that `fd` lies on, or one below it, if it is without one of `flags`."""
+        wanted = {word for bit, word in _WORDS.items() if flags & bit}
+        table = own_table()
+        for number in tree_of(mount_id(fd), table):
+            one = find(number, table)
+            if one is not None and not wanted.issubset(one.options):
+                return one
+        return None
 
 
 class Tmpfs(_Mount):
@@ -154,10 +162,16 @@ class Tmpfs(_Mount):
         self.options = options
 
     def _is_done(self, target: mount.Target) -> bool:
-        here = mount_id(target.fd.fileno())
-        return target.is_mount_point() and any(
-            one.id == here and (one.fstype, one.source) == (_TMPFS, _TMPFS_SOURCE) for one in own_mounts()
-        )
+        """One of this source's name, with these flags and options: an engine may have mounted another."""
+        if not target.is_mount_point():
+            return False
+        one = find(mount_id(target.fd.fileno()))
+        if one is None or (one.fstype, one.source) != (_TMPFS, _TMPFS_SOURCE):
+            return False
+        stat = posix.fstatvfs(target.fd.fileno())
+        got, wanted = stat.f_flag & _FLAGS, self._flags()
+        # A kernel before 4.8 adds nodev in a user namespace.
+        return got in (wanted, wanted | abi.MS_NODEV) and tmpfsopts.has(one.super_options, stat, self.options.data)
 
     def _mount(self, target: mount.Target) -> mount.Mounted:
         tree = self._detached()
@@ -185,22 +199,19 @@ class Tmpfs(_Mount):
 
     def _mount_by_path(self, target: mount.Target) -> mount.Mounted:
         mount.check_propagation(target)
+        before = mount.table_before(target)
         flags = self._flags()
         data = ",".join(self.options.data).encode()
         path = procfs.fd_path(target.fd.fileno())
         mount.at_procfs(lambda: mount_by_path(_TMPFS_SOURCE, path, _TMPFS, flags, data))
-        try:
-            mounted = mount.Mounted(target.reopen())
-        except OSError:
-            above = procfs.fd_path(target.parent.fileno()) + b"/" + target.name
-            mount.at_procfs(lambda: umount2(above, abi.MNT_DETACH | abi.UMOUNT_NOFOLLOW))
-            raise
-        here, below = mount_id(mounted.fd.fileno()), mount_id(target.fd.fileno())
-        if not any(one.id == here and one.parent == below and one.source == _TMPFS_SOURCE for one in own_mounts()):
-            mounted.close()
-            raise OSError(ESTALE, "replaced while it was mounted on", self.path)
+        mounted = mount.seen(target, before, lambda fd: self._is_on(fd, target))
         got = posix.fstatvfs(mounted.fd.fileno()).f_flag
         if got & flags != flags:
             mounted.detach()
             raise HookError(f"{self.describe()}: flags {got:#x} instead of {flags:#x}", "the kernel did not take them")
         return mounted
+
+    def _is_on(self, fd: int, target: mount.Target) -> bool:
+        """Whether `fd` is the root of a tmpfs of ours that was mounted on `target`."""
+        one = find(mount_id(fd))
+        return one is not None and one.parent == mount_id(target.fd.fileno()) and one.source == _TMPFS_SOURCE

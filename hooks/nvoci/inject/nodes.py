@@ -14,7 +14,6 @@ from nvoci.cdi import apply
 from nvoci.cdi.error import SpecError
 from nvoci.errors import HookError, errno_name, printable
 from nvoci.hook import devices
-from nvoci.hook.container import HOST
 from nvoci.inject import sources, targets
 from nvoci.linux.cgroup import DeviceRule
 from nvoci.linux.fd import Fd
@@ -69,11 +68,11 @@ def prepare(wanted: Iterable[DeviceNode], late: dict[str, list[str]]) -> list[Wa
         last[path] = node
     found = []
     with Fd(posix.open(b"/", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)) as root:
-        for node in last.values():
+        for path, node in last.items():
             if node.type == _FIFO:
                 late.setdefault("device nodes", []).append(f"{node.path} (a FIFO)")
                 continue
-            found.append(_take(node, root.fileno()))
+            found.append(_take(node, path, root.fileno()))
             differing = _differing(node)
             if differing:
                 late.setdefault("owners and modes of device nodes", []).append(differing)
@@ -83,7 +82,7 @@ def prepare(wanted: Iterable[DeviceNode], late: dict[str, list[str]]) -> list[Wa
     return found
 
 
-def _take(node: DeviceNode, root: int) -> Wanted:
+def _take(node: DeviceNode, container_path: str, root: int) -> Wanted:
     path = fsencode(sources.host_path(node.host_path or node.path))
     number = ("b" if node.type == "b" else "c", node.major, node.minor)
     asked = "" if node.permissions == _NONE else node.permissions or _ALL
@@ -92,7 +91,7 @@ def _take(node: DeviceNode, root: int) -> Wanted:
         source = devices.Source.open(root, path, number)
     except OSError as e:
         raise HookError(f"use device {printable(path)}: {errno_name(e.errno or 0)}", "it cannot be mounted") from None
-    return Wanted(fsencode(sources.container_path(node.path)), source, access)
+    return Wanted(fsencode(sources.container_path(container_path)), source, access)
 
 
 def _differing(node: DeviceNode) -> str:
@@ -127,11 +126,12 @@ class Node(devices.BindNode):
         self.place = place
         self._point: targets.MountPoint | None = None
 
-    def execute(self, transaction: Transaction) -> None:
-        if self.container.place != HOST:  # else it is refused below
-            self._point = targets.MountPoint(transaction.made())
-            targets.find(self.place, self.path, directory=False, point=self._point).close()
-        super().execute(transaction)
+    def _find(self, transaction: Transaction) -> Target:
+        self._point = targets.MountPoint(transaction.made())
+        return targets.find(self.place, self.path, directory=False, point=self._point)
+
+    def _remember(self, fd: int) -> None:
+        self.place.add(fd)
 
     def _mount(self, target: Target) -> Mounted:
         targets.check(target, self.path, directory=False)

@@ -12,14 +12,16 @@ import posix
 from errno import EEXIST, ENOENT, ENOTEMPTY, EOVERFLOW, EROFS
 from stat import S_ISDIR
 
-from nvoci.errors import HookError, hook_error
+from nvoci.cdi import apply
+from nvoci.cdi.error import SpecError
+from nvoci.errors import HookError, hook_error, printable
+from nvoci.hook.hostmounts import HostMounts
 from nvoci.hook.operations import shown
 from nvoci.linux import procfs
 from nvoci.linux.acting import Acting
 from nvoci.linux.canonical import canonical, link_text
 from nvoci.linux.fd import Fd
 from nvoci.linux.mount import Target, find_target
-from nvoci.linux.mountinfo import mount_id, own_mounts
 from nvoci.linux.rootfs import Dir, Rootfs, is_pseudo, split
 
 TYPE_CHECKING = False
@@ -35,40 +37,41 @@ _PROC_FILES = frozenset((
 ))  # fmt: skip
 
 
+def check_path(path: str, where: str) -> None:
+    """That something can be mounted at this path of a specification. Raises SpecError, told of `where`."""
+    if ".." in path.split("/"):
+        raise SpecError(f"{printable(path)}: `..` in a path of the container", where,
+                        hint="write the path that it comes to")  # fmt: skip
+    if apply.clean(f"/{path}") == "/":
+        raise SpecError(f"{printable(path) or 'empty'}: the container's root", where,
+                        hint="nothing can be mounted over it: name what lies below it")  # fmt: skip
+
+
 class Place:
     """The root as one injection sees it: its own directory handles, so that those which later hooks use are not of
-    directories that are covered by then; and the mounts made so far."""
+    directories that are covered by then; and the host's mounts made so far, where later hooks change nothing."""
 
-    __slots__ = ("_mounts", "rootfs")
+    __slots__ = ("_guarded", "_mounts", "rootfs")
 
     def __init__(self, rootfs: Rootfs) -> None:
         self.rootfs = Rootfs(Fd(posix.dup(rootfs.fileno())), rootfs.name)
-        self._mounts: set[int] = set()
+        self._guarded = rootfs
+        self._mounts = HostMounts.of(rootfs)
 
     def add(self, fd: int) -> None:
         """Remember the mount that `fd` lies on as the host's."""
-        self._mounts.add(mount_id(fd))
+        self._mounts.add(self._guarded, fd)
 
     def is_host(self, fd: int) -> bool:
         """Whether `fd` lies on a mount made here, or on one below."""
-        if not self._mounts:
-            return False
-        parents = {one.id: one.parent for one in own_mounts()}
-        return not self._mounts.isdisjoint(lineage(parents, mount_id(fd)))
-
-
-def lineage(parents: dict[int, int], mount: int) -> list[int]:
-    """A mount's id, that of the mount it lies on, and so on."""
-    found = [mount]
-    while (mount := parents.get(mount, mount)) != found[-1]:
-        found.append(mount)
-    return found
+        return self._mounts.holds(fd)
 
 
 class MountPoint:
-    """What was made to be mounted on, so that undo can take it away again."""
+    """What was made to be mounted on, so that undo can take it away again. As the guard of a `Place`'s root it sees
+    every directory in which something is about to be made for it."""
 
-    __slots__ = ("_identity", "_is_directory", "_name", "_parent", "made")
+    __slots__ = ("_identity", "_is_directory", "_name", "_owner", "_parent", "_path", "_place", "made")
 
     def __init__(self, made: Made) -> None:
         self.made = made
@@ -76,6 +79,9 @@ class MountPoint:
         self._name = b""
         self._identity = (0, 0)
         self._is_directory = False
+        self._place: Place | None = None
+        self._path = b""
+        self._owner = (0, 0)  # uid and gid of the directory that was checked last
 
     def make(self, place: Place, unsafe_path: bytes, *, directory: bool) -> None:
         """An empty file or directory at `unsafe_path`, unless somebody else makes one meanwhile. Raises OSError,
@@ -83,15 +89,16 @@ class MountPoint:
         rootfs = place.rootfs
         path = canonical(unsafe_path, lambda p: link_text(rootfs, p))
         folder, name = split(path)
-        owner = self._check_above(place, unsafe_path, folder)
+        self._place, self._path, rootfs.guard = place, unsafe_path, self
         try:
+            self._check_above(rootfs, folder)
             try:
                 self._create(rootfs.mkdirs(folder, _MODE, self.made), name, directory)
             except OSError as e:
                 if e.errno != EOVERFLOW:
                     raise
                 try:
-                    with Acting(*owner):  # a file system of the container's user namespace, such as its /dev
+                    with Acting(*self._owner):  # a file system of the container's user namespace, such as its /dev
                         self._create(rootfs.mkdirs(folder, _MODE, self.made), name, directory)
                 except OSError:
                     raise e from None
@@ -100,28 +107,35 @@ class MountPoint:
                 raise
             raise HookError(f"make mount point {shown(unsafe_path)}: EROFS", "the container's root is read-only and "
                             "has nothing there: make it in the image") from None  # fmt: skip
+        finally:
+            self._place = rootfs.guard = None
 
-    def _check_above(self, place: Place, unsafe_path: bytes, folder: bytes) -> tuple[int, int]:
-        """What exists of the path must be the container's, where files can be made. Returns whose it is."""
+    def _check_above(self, rootfs: Rootfs, folder: bytes) -> None:
+        """What exists of the path as it is now: `mkdirs` may know directories that are covered meanwhile."""
         while True:
             try:
-                above = place.rootfs.lookup(folder, posix.O_DIRECTORY)
+                above = rootfs.lookup(folder, posix.O_DIRECTORY)
                 break
             except FileNotFoundError:
                 if not folder:
                     raise
                 folder = folder.rpartition(b"/")[0]
         with above:
-            if place.is_host(above.fileno()):
-                raise HookError(f"make mount point {shown(unsafe_path)}: lies in a directory of the host, mounted "
-                                f"before, that has nothing there", "make it on the host")  # fmt: skip
-            if is_pseudo(above.fileno()):
-                raise HookError(f"make mount point {shown(unsafe_path)}: lies in a file system of the kernel's",
-                                "there are no files to be made there")  # fmt: skip
-            st = above.stat()
-            return st.st_uid, st.st_gid
+            self.check(folder, above.fileno())
+
+    def check(self, unsafe_path: bytes, fd: int) -> None:
+        """Only in what is the container's, and where files can be made, something is. Raises HookError."""
+        if self._place is not None and self._place.is_host(fd):
+            raise HookError(f"make mount point {shown(self._path)}: lies in a directory of the host, mounted "
+                            f"before, that has nothing there", "make it on the host")  # fmt: skip
+        if is_pseudo(fd):
+            raise HookError(f"make mount point {shown(self._path)}: lies in a file system of the kernel's",
+                            "there are no files to be made there")  # fmt: skip
+        st = posix.fstat(fd)
+        self._owner = (st.st_uid, st.st_gid)
 
     def _create(self, parent: Dir, name: bytes, directory: bool) -> None:
+        parent.check()
         try:
             if directory:
                 posix.mkdir(name, _MODE, dir_fd=parent.fileno())

@@ -16,7 +16,7 @@ from nvoci.errors import HookError, hook_error, printable
 from nvoci.linux import abi, mount, procfs
 from nvoci.linux.devicelist import DeviceList
 from nvoci.linux.deviceprog import DevicePrograms
-from nvoci.linux.fd import Fd, read_at_most
+from nvoci.linux.fd import Fd, free_reserve, read_at_most
 from nvoci.linux.mountinfo import Mount, mount_id
 from nvoci.linux.syscalls import fsconfig_create, fsconfig_set_flag, fsmount, fsopen
 
@@ -79,15 +79,18 @@ class DeviceCgroup:
         self._parts = parts
 
     @classmethod
-    def of(cls, process: int | None = None) -> DeviceCgroup:
+    def of(cls, process: int | None = None, runtime: int | None = None) -> DeviceCgroup:
         """Of the process whose /proc/PID `process` has open; of this process without. Raises HookError.
 
-        A cgroup that another process shares with us is taken for the runtime's, and changing it is an error. Our own
-        is taken for the container's: a hook that is called inside a container is in its cgroup.
+        A cgroup that another process shares with us is taken for the runtime's, and changing it is an error. So is
+        our own, where `runtime`, /proc/PID of the process that runs the container, is in it too; without `runtime` it
+        is taken for the container's.
         """
         parts: list[DeviceList | DevicePrograms] = []
         try:
-            ours = [] if process is None else _entries(None)
+            ours: list[tuple[bytes, bytes]] = []
+            if process is not None or runtime is not None:
+                ours = _lines(_read(None if process is not None else runtime))
             listed = False
             for controllers, path in _entries(process):
                 for directory, name in _open(controllers, path, listed):
@@ -109,6 +112,7 @@ class DeviceCgroup:
                 part.allow(rules)
                 done.append(part)
         except HookError:
+            free_reserve()
             failed = _undo(done)
             if failed is not None:
                 log.error(failed.line())
@@ -142,24 +146,33 @@ def _undo(parts: Sequence[DeviceList | DevicePrograms]) -> HookError | None:
 def _entries(process: int | None) -> list[tuple[bytes, bytes]]:
     """(controllers, path) of the v1 `devices` hierarchy and (b"", path) of the unified one, from cgroups(7)
     `ID:CONTROLLERS:PATH`, as far as there are such."""
-    text = procfs.read(b"self/cgroup") if process is None else procfs.read(b"cgroup", dirfd=process)
-    return parse(text)
+    return parse(_read(process))
+
+
+def _read(process: int | None) -> bytes:
+    return procfs.read(b"self/cgroup") if process is None else procfs.read(b"cgroup", dirfd=process)
 
 
 def parse(text: bytes) -> list[tuple[bytes, bytes]]:
     """Those lines of /proc/PID/cgroup that are about devices. Raises HookError where a path leads above the root of
     our cgroup namespace."""
+    found = _lines(text)
+    for _, path in found:
+        if b".." in path.split(b"/"):
+            raise HookError(f"find device cgroup: {printable(path)} lies outside of this cgroup namespace",
+                            "call the hook where the container's cgroup is seen")  # fmt: skip
+    return sorted(found, reverse=True)
+
+
+def _lines(text: bytes) -> list[tuple[bytes, bytes]]:
     found = []
     for line in text.split(b"\n"):
         number, _, rest = line.partition(b":")
         controllers, _, path = rest.partition(b":")
         unified = number == b"0" and not controllers
         if path and (unified or b"devices" in controllers.split(b",")):
-            if b".." in path.split(b"/"):
-                raise HookError(f"find device cgroup: {printable(path)} lies outside of this cgroup namespace",
-                                "call the hook where the container's cgroup is seen")  # fmt: skip
             found.append((controllers, path))
-    return sorted(found, reverse=True)
+    return found
 
 
 def _in_initial_namespace() -> bool:

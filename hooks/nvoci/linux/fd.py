@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import posix
-from errno import EFBIG
+from errno import EFBIG, EMFILE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+# As many as a step of an undo opens at once.
+_RESERVED = 2
+_reserve: list[int] = []
 
 
 class Fd:
@@ -49,6 +56,31 @@ class Fd:
 
     def __exit__(self, *exc: Any) -> None:
         self.close()
+
+
+def hold_reserve(fd: int) -> None:
+    """Keep some descriptors by, copies of `fd`: taking back what was done must not fail for want of one. Raises
+    OSError."""
+    while len(_reserve) < _RESERVED:
+        _reserve.append(posix.dup(fd))
+
+
+def free_reserve() -> bool:
+    """Make them free for use. Returns whether there were any."""
+    held = bool(_reserve)
+    while _reserve:
+        posix.close(_reserve.pop())
+    return held
+
+
+def with_reserve(call: Callable[[], T]) -> T:
+    """call(), and once more with the reserve freed where RLIMIT_NOFILE was in its way. Raises OSError."""
+    try:
+        return call()
+    except OSError as e:
+        if e.errno != EMFILE or not free_reserve():
+            raise
+        return call()
 
 
 def read_at_most(fd: int, limit: int) -> bytes:

@@ -14,10 +14,10 @@ of a container that is never started.
 from __future__ import annotations
 
 import posix
-from errno import EINVAL, ENOSYS, ESTALE
+from errno import EINVAL, ENOSYS
 
 from nvoci.linux import abi, procfs
-from nvoci.linux.fd import Fd, write_all
+from nvoci.linux.fd import Fd, with_reserve, write_all
 from nvoci.linux.mount import (
     READ_ONLY_DATA,
     UNAVAILABLE,
@@ -31,8 +31,11 @@ from nvoci.linux.mount import (
     clone,
     find_target,
     missing,
+    seen,
+    table_before,
+    take_away,
 )
-from nvoci.linux.mountinfo import mount_id, own_mounts
+from nvoci.linux.mountinfo import find, mount_id
 from nvoci.linux.rootfs import split
 from nvoci.linux.syscalls import (
     fsconfig_create,
@@ -148,21 +151,38 @@ def _mount_from_below(rootfs: Rootfs, target: Target, data: bytes, mode: int, la
     with find_target(rootfs, split(target.path)[0]) as cover:
         check_propagation(cover)
         check_propagation(target)
+        before = table_before(target)
         tmpfs = _mount_tmpfs(cover, len(data), label)
+        written = (0, 0)
         try:
             with Source(_write(tmpfs.fd.fileno(), data, mode), READ_ONLY_DATA) as source:
-                return attach(source, target)
-        finally:
+                written = _identity(source.object.fileno())
+                mounted = attach(source, target)
+        except OSError:
             tmpfs.detach()
+            # What was mounted where the target has gone lay below the tmpfs, and can be reached only now.
+            with_reserve(lambda: take_away(target, before, lambda fd: _identity(fd) == written))
+            raise
+        except BaseException:
+            tmpfs.detach()
+            raise
+        tmpfs.detach()
+        return mounted
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    st = posix.fstat(fd)
+    return st.st_dev, st.st_ino
 
 
 def _mount_tmpfs(cover: Target, size: int, label: str) -> Mounted:
     options = b",".join(b'%s="%s"' % o if o[0] == b"context" else b"%s=%s" % o for o in _options(size, label))
     flags = abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC
+    before = table_before(cover)
     at_procfs(lambda: mount(_SOURCE, procfs.fd_path(cover.fd.fileno()), b"tmpfs", flags, options))
-    mounted = Mounted(cover.reopen())
-    here, below = mount_id(mounted.fd.fileno()), mount_id(cover.fd.fileno())
-    if not any(m.id == here and m.parent == below and m.source == _SOURCE for m in own_mounts()):
-        mounted.close()
-        raise OSError(ESTALE, "replaced while it was mounted on", cover.path)
-    return mounted
+    return seen(cover, before, lambda fd: _is_on(fd, cover))
+
+
+def _is_on(fd: int, cover: Target) -> bool:
+    one = find(mount_id(fd))
+    return one is not None and one.parent == mount_id(cover.fd.fileno()) and one.source == _SOURCE

@@ -40,6 +40,8 @@ UNAVAILABLE = (ENOSYS, EPERM)
 
 # The calls that failed as unavailable. Tests fill it to be on an old kernel.
 missing: set[str] = set()
+# (st_dev, st_ino) of a mount namespace -> its table as it was read last; of one namespace at a time.
+_tables: dict[tuple[int, int], bytes] = {}
 
 
 def _refuse_backports(release: str) -> None:
@@ -164,10 +166,12 @@ class Mounted:
     def detach(self) -> None:
         """Unmount it, and what was mounted on top; nothing to do where it is gone already. Raises OSError."""
         try:
-            at_procfs(lambda: umount2(procfs.fd_path(self.fd.fileno()), abi.MNT_DETACH))
+            # The reserve is for this alone: what is freed for a step that succeeds is not there for undo.
+            with_reserve(lambda: at_procfs(lambda: umount2(procfs.fd_path(self.fd.fileno()), abi.MNT_DETACH)))
         except OSError as e:
             if e.errno != EINVAL:
                 raise
+        _tables.clear()  # another mount may get its id
         self.fd.close()
 
     def close(self) -> None:
@@ -205,11 +209,10 @@ def attempt(name: str, call: Callable[[], int | None]) -> int | None:
 def attach(source: Source, target: Target, *, peers: bool = False) -> Mounted:
     """Mount on the very inode that `target` has open, and check the result. peers: others may see it who share what
     it is mounted on. Raises OSError, HookError."""
-    table = b"" if peers else own_table()
     if not peers:
-        check_propagation(target, table)
+        check_propagation(target)
     try:
-        mounted = _attach_tree(source, target) or _attach_bind(source, target, table)
+        mounted = _attach_tree(source, target) or _attach_bind(source, target)
     except OSError as e:
         raise OSError(e.errno, e.strerror, target.path) from None
     try:
@@ -220,10 +223,24 @@ def attach(source: Source, target: Target, *, peers: bool = False) -> Mounted:
     return mounted
 
 
-def check_propagation(target: Target, table: bytes | None = None) -> None:
+def table_before(target: Target) -> bytes:
+    """mountinfo of this namespace from before something is mounted on `target`, with the line of the mount it is on.
+
+    A table that was read before serves as long as it has that line: with thousands of mounts each reading takes tens of
+    milliseconds, and nobody else changes the mounts of a container that is not started. Raises OSError.
+    """
+    here = procfs.ns_id(b"self/ns/mnt")
+    table = _tables.get(here, b"")
+    if find(mount_id(target.fd.fileno()), table) is None:
+        _tables.clear()
+        table = _tables[here] = own_table()
+    return table
+
+
+def check_propagation(target: Target) -> None:
     """What is mounted on a shared mount appears in all of its peers, the host's among them (mount_namespaces(7)).
-    table: `own_table()`, if it has been read already. Raises HookError, OSError."""
-    one = find(mount_id(target.fd.fileno()), table)
+    Raises HookError, OSError."""
+    one = find(mount_id(target.fd.fileno()), table_before(target))
     if one is not None and any(tag.startswith(b"shared:") for tag in one.propagation):
         raise HookError(f"mount on {printable(target.path)}: lies on a shared mount, and would appear on the host",
                         "give the container `rootfsPropagation` slave or private")  # fmt: skip
@@ -247,9 +264,9 @@ def _attach_tree(source: Source, target: Target) -> Mounted | None:
     return mounted
 
 
-def _attach_bind(source: Source, target: Target, table: bytes) -> Mounted:
+def _attach_bind(source: Source, target: Target) -> Mounted:
     target_path = procfs.fd_path(target.fd.fileno())
-    table = table or own_table()
+    before = table_before(target)
     try:
         handle = source.object.fileno()
         at_procfs(lambda: mount(procfs.fd_path(handle), target_path, None, abi.MS_BIND))
@@ -260,59 +277,49 @@ def _attach_bind(source: Source, target: Target, table: bytes) -> Mounted:
         with _same_here(source.object) as here:
             at_procfs(lambda: mount(procfs.fd_path(here.fileno()), target_path, None, abi.MS_BIND))
     st = source.object.stat()
-    mounted = seen(target, table, lambda fd: _same(posix.fstat(fd), st))
+    mounted = seen(target, before, lambda fd: _same(posix.fstat(fd), st))
     _set_flags(mounted, source.flags)
     return mounted
 
 
-def seen(target: Target, table: bytes, is_ours: Callable[[int], bool]) -> Mounted:
+def seen(target: Target, before: bytes, is_ours: Callable[[int], bool]) -> Mounted:
     """What mount(2) has just put on `target`, by a handle of its own: the target's still names what is covered. Where
     the name leads elsewhere by now, the mount is taken away again. Raises OSError.
 
-    table: `own_table()` before the mount. is_ours: of a descriptor, whether that is what was mounted.
+    before: `table_before(target)`. is_ours: of a descriptor, whether that is what was mounted.
     """
     handle: Fd | None = None
     try:
-        handle = with_reserve(target.reopen)
-        number = handle.fileno()
-        if with_reserve(lambda: is_ours(number)):
+        handle = target.reopen()
+        if is_ours(handle.fileno()):
             return Mounted(handle)
         error = OSError(ESTALE, "replaced while it was mounted on", target.path)
     except OSError as e:
         error = e
     _close(handle)
-    with_reserve(lambda: _take_away(target, table, is_ours))
+    with_reserve(lambda: take_away(target, before, is_ours))
     raise error
 
 
-def _take_away(target: Target, table: bytes, is_ours: Callable[[int], bool]) -> None:
-    """Detach the new mount on the mount of `target`, wherever its inode has gone."""
-    below, known = mount_id(target.fd.fileno()), ids(table)
+def take_away(target: Target, before: bytes, is_ours: Callable[[int], bool]) -> None:
+    """Detach the newest mount on the mount of `target`, wherever its inode has gone; it is the last in the table. As
+    for `seen`."""
+    below, known = mount_id(target.fd.fileno()), ids(before)
     for _ in range(EAGAIN_RETRIES):
-        now = own_table()
-        new = [number for number, parent in ids(now).items() if parent == below and number not in known]
-        left = [number for number in new if not _detach_at(number, now, is_ours)]
-        if not left:
+        table = own_table()
+        new = [number for number, parent in ids(table).items() if parent == below and number not in known]
+        one = find(new[-1], table) if new else None
+        if one is None:
             return
-
-
-def _detach_at(number: int, table: bytes, is_ours: Callable[[int], bool]) -> bool:
-    """Whether mount `number` is gone now, or is a stranger's; False where it has moved since `table` was read."""
-    one = find(number, table)
-    if one is None:
-        return True
-    try:
-        handle = Fd(posix.open(one.target, _PATH))
-    except OSError as e:
-        if e.errno in (ENOENT, ENOTDIR, ELOOP):
-            return False
-        raise
-    with handle:
-        if mount_id(handle.fileno()) != number:
-            return False
-        if is_ours(handle.fileno()):
-            Mounted(handle).detach()
-        return True
+        try:
+            with Fd(posix.open(one.target, _PATH)) as handle:
+                if mount_id(handle.fileno()) == one.id:
+                    if is_ours(handle.fileno()):
+                        Mounted(handle).detach()
+                    return
+        except OSError as e:
+            if e.errno not in (ENOENT, ENOTDIR, ELOOP):  # moved once more since the table was read
+                raise
 
 
 def _same_here(handle: Fd) -> Fd:
@@ -363,7 +370,7 @@ def _same(a: posix.stat_result, b: posix.stat_result) -> bool:
 def at_procfs(call: Callable[[], None]) -> None:
     """Run a call that takes paths but no dirfd with our procfs as working directory: there `self/fd/N` is our
     descriptor N whatever is mounted at /proc."""
-    with Fd(with_reserve(lambda: posix.open(b".", posix.O_PATH | posix.O_CLOEXEC))) as cwd:
+    with Fd(posix.open(b".", posix.O_PATH | posix.O_CLOEXEC)) as cwd:
         posix.fchdir(procfs.handle())
         try:
             call()

@@ -65,9 +65,64 @@ def parse(table: bytes) -> Iterator[Mount]:
 def own_mounts() -> list[Mount]:
     """The mounts of the namespace that this process is in. Raises OSError."""
     try:
-        return list(parse(procfs.read(b"self/mountinfo", _LIMIT)))
+        return list(parse(own_table()))
     except ValueError as e:
         raise OSError(EINVAL, str(e), b"self/mountinfo") from None
+
+
+def own_table() -> bytes:
+    """mountinfo of the namespace that this process is in, as the kernel writes it: of thousands of mounts, splitting
+    all lines takes ten times as long as reading them. Raises OSError."""
+    return procfs.read(b"self/mountinfo", _LIMIT)
+
+
+def find(number: int, table: bytes | None = None) -> Mount | None:
+    """The mount with this id, from `table` or a fresh `own_table()`; no other line is split. Raises OSError."""
+    line = _line(own_table() if table is None else table, number)
+    try:
+        return Mount(line) if line else None
+    except ValueError as e:
+        raise OSError(EINVAL, str(e), b"self/mountinfo") from None
+
+
+def _line(table: bytes, number: int) -> bytes:
+    key = b"%d " % number
+    start = 0 if table.startswith(key) else table.find(b"\n" + key) + 1
+    if not start and not table.startswith(key):
+        return b""
+    end = table.find(b"\n", start)
+    return table[start:] if end < 0 else table[start:end]
+
+
+def lineage(number: int, table: bytes | None = None) -> list[int]:
+    """A mount's id, that of the mount it lies on, and so on, as far as `table` (`own_table()`) has them. Raises
+    OSError."""
+    if table is None:
+        table = own_table()
+    found = [number]
+    while True:
+        fields = _line(table, found[-1]).split(b" ", 2)
+        if len(fields) < 3 or int(fields[1]) in found:
+            return found
+        found.append(int(fields[1]))
+
+
+def ids(table: bytes) -> dict[int, int]:
+    """The id of each mount in `table`, and that of the mount it lies on."""
+    lines = [line.split(b" ", 2) for line in table.split(b"\n") if line]
+    return {int(fields[0]): int(fields[1]) for fields in lines}
+
+
+def tree_of(number: int, table: bytes) -> list[int]:
+    """A mount's id, and those of all below it in `table`, each after what it lies on."""
+    below: dict[int, list[int]] = {}
+    for one, parent in ids(table).items():
+        if one != parent:
+            below.setdefault(parent, []).append(one)
+    found = [number]
+    for one in found:
+        found += below.get(one, [])
+    return found
 
 
 def mount_id(fd: int) -> int:

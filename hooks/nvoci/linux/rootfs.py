@@ -19,6 +19,17 @@ from nvoci.linux.lookup import PATH_MAX, lookup
 from nvoci.linux.pattern import is_pattern, match
 from nvoci.linux.syscalls import fstatfs_type
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Guard(Protocol):
+        """Knows of what must not be changed."""
+
+        def check(self, unsafe_path: bytes, fd: int) -> None:
+            """Asked of what is to be changed, and of the directory where something is to be. Raises HookError."""
+
+
 MAX_HANDLES = 64
 MAX_ENTRIES = 1_000_000
 _ABSENT = (ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG)
@@ -83,6 +94,10 @@ class Dir:
         with Fd(posix.open(name, flags, dir_fd=self.fileno())) as handle:
             return _open_regular(handle, name)
 
+    def check(self) -> None:
+        """To be called before something is changed in it. Raises HookError where the root's guard forbids that."""
+        self._rootfs.check(self.path, self)
+
     def release(self) -> None:
         """Close the handle; the directory stays usable."""
         fd, self._fd = self._fd, -1
@@ -131,7 +146,7 @@ class Made:
 class Rootfs:
     """A container's root directory, opened once. pseudo: whether files of procfs and its like count as regular."""
 
-    __slots__ = ("_dirs", "_fd", "_open", "name")
+    __slots__ = ("_dirs", "_fd", "_open", "guard", "name")
     pseudo = False
 
     def __init__(self, fd: Fd, name: str) -> None:
@@ -139,6 +154,7 @@ class Rootfs:
         self.name = name
         self._dirs: dict[bytes, Dir] = {}
         self._open: list[Dir] = []
+        self.guard: Guard | None = None
 
     @classmethod
     def open(cls, path: str) -> Rootfs:
@@ -300,8 +316,14 @@ class Rootfs:
             directory = self._mkdir(directory, name, path, mode, made)
         return directory
 
+    def check(self, unsafe_path: bytes, handle: Fd | Dir) -> None:
+        """Ask the guard, if there is one, whether what `unsafe_path` has led to may be changed. Raises HookError."""
+        if self.guard is not None:
+            self.guard.check(unsafe_path, handle.fileno())
+
     def _mkdir(self, parent: Dir, name: bytes, path: bytes, mode: int, made: Made) -> Dir:
         """One missing directory, or the one that somebody else made meanwhile."""
+        parent.check()
         try:
             # Made with its final mode, so that a kill leaves nothing half-done; a hook's umask is 0.
             posix.mkdir(name, mode, dir_fd=parent.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from resource import RLIMIT_NOFILE, setrlimit
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from lib.hookproc import FakeContainer
 from unit.hook.hooktools import one_error
 from unit.inject.thing import KIND, LIB, Json, Thing, hook
 
+from nvoci.cdi import specdir
+from nvoci.cdi.error import SpecError
 from nvoci.errors import HookError
 from nvoci.hook import options, table
 from nvoci.hook.settings import Settings
@@ -241,11 +244,46 @@ MISSING: dict[str, tuple[Json, str]] = {
         {"deviceNodes": [{"path": "/dev/none"}]},
         "devices[1].containerEdits.deviceNodes[0]: device node /dev/none: ENOENT",
     ),
+    "mount on the root": (
+        {"mounts": [{"hostPath": "/etc", "containerPath": "/./", "options": ["ro"]}]},
+        "devices[1].containerEdits.mounts[0].containerPath: /./: the container's root",
+    ),
+    "mount at a path with ..": (
+        {"mounts": [{"hostPath": "/etc", "containerPath": "/none/../opt/x"}]},
+        "devices[1].containerEdits.mounts[0].containerPath: /none/../opt/x: `..` in a path",
+    ),
+    "node at a path with ..": (
+        {"deviceNodes": [{"path": "/dev/../zero", "hostPath": "/dev/zero"}]},
+        "devices[1].containerEdits.deviceNodes[0].path: /dev/../zero: `..` in a path",
+    ),
+    "node on the root": (
+        {"deviceNodes": [{"path": "//", "hostPath": "/dev/zero"}]},
+        "devices[1].containerEdits.deviceNodes[0].path: //: the container's root",
+    ),
     "hook": (
         {"hooks": [hook("createRuntime", "/none/hook")]},
         "devices[1].containerEdits.hooks[0].path: run /none/hook: ENOENT",
     ),
 }
+
+
+@pytest.mark.parametrize("limit", [8, 9, 10])
+def test_too_few_descriptors_are_named_and_not_taken_for_no_device(thing: Thing, root: Path, limit: int) -> None:
+    """At the first of these numbers the directory cannot be opened."""
+    thing.write({"a": edits(thing)})
+    with FakeContainer(root) as container:
+        line = one_error(inject(container, thing.words(), preexec=lambda: setrlimit(RLIMIT_NOFILE, (limit, limit))))
+        assert seen(container) == {}
+    assert "EMFILE (raise " in line
+
+
+@pytest.mark.parametrize("number", ["EMFILE", "ENFILE"])
+def test_a_file_that_could_not_be_opened_may_be_the_one_that_counts(number: str) -> None:
+    registry = specdir.Registry(["/none"])
+    registry.errors["/etc/cdi/b.json"] = [SpecError(number, file="/etc/cdi/b.json")]
+    with pytest.raises(HookError, match=f"inject: CDI spec /etc/cdi/b.json: {number}") as error:
+        main._resolve(registry, [])
+    assert error.value.hint.startswith("raise the limit of open files")
 
 
 @pytest.mark.parametrize("case", MISSING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from nvoci.hook.container import OUTSIDE
 from nvoci.hook.enter import Place
 from nvoci.hook.operation import Operation, Transaction
 from nvoci.inject import edits
-from nvoci.linux import abi, procfs, syscalls
+from nvoci.linux import abi, fd, procfs, syscalls
 from nvoci.linux.fd import Fd
 
 CALLS = {"open_tree", "move_mount"}
@@ -200,8 +201,8 @@ ORDERS = {
         "/opt/a/b/c /opt/b /opt/a /opt/a/b",
         "/opt/b /opt/a /opt/a/b /opt/a/b/c",
     ),
-    "one path twice": ("/opt/x /opt/y /opt/x/", "/opt/y /opt/x/"),
-    "the same path by other words": ("/opt/x opt/./x /opt//x", "/opt//x"),
+    "one path twice": ("/opt/x /opt/y /opt/x/", "/opt/y /opt/x"),
+    "the same path by other words": ("/opt/x opt/./x /opt//x", "/opt/x"),
 }
 
 
@@ -228,3 +229,75 @@ def test_too_many_mounts_are_one_error(thing: Thing, monkeypatch: pytest.MonkeyP
     wanted = tuple(Mount(thing.host("data"), f"/opt/{n}", ("rbind",)) for n in range(4))
     with pytest.raises(HookError, match="4 mounts and 0 device nodes: too many"):
         edits.Prepared(ContainerEdits(mounts=wanted), Place(OUTSIDE))
+
+
+def filled() -> int:
+    """The lowest descriptor above which all are free; those that are free below are taken."""
+    top = max(int(name) for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}"))
+    while (taken := os.dup(0)) < top:
+        pass
+    os.close(taken)
+    return taken
+
+
+@pytest.mark.parametrize("kernel", [KERNELS[0], KERNELS[2], KERNELS[3]], ids=lambda k: k.name)
+def test_too_few_descriptors_leave_nothing_behind(thing: Thing, root: Path, kernel: Kernel) -> None:
+    """Any limit from none to spare to enough: what fails is undone with what was kept by."""
+    wanted = [
+        Mount(thing.host("libthing.so"), "/opt/a/b/lib", ("ro", "bind")),
+        Mount(thing.host("data"), "/opt/data", ("ro", "rbind")),
+        Mount("tmpfs", "/opt/s/scratch", ("size=64k",), "tmpfs"),
+    ]
+    before = oracle.content_only(oracle.snapshot(root)).keys() | {"opt", "proc"}
+
+    def body(operations: list[Operation]) -> int:
+        failures = 0
+        for spare in range(40):
+            transaction = Transaction()
+            fd.hold_reserve(procfs.handle())
+            limit = filled() + spare
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, 4096))
+            try:
+                for operation in operations:
+                    transaction.perform("inject", operation)
+            except HookError as e:
+                assert "EMFILE" in e.message  # noqa: PT017
+                failures += 1
+            else:
+                return failures
+            finally:
+                fd.free_reserve()
+                transaction.undo()
+                resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+                assert lines(root) == []
+                assert {str(p.relative_to(root)) for p in (root / "opt").rglob("*")} == {"opt/file"}
+            prepared = edits.Prepared(ContainerEdits(mounts=tuple(wanted)), Place(OUTSIDE))
+            operations = prepared.operations(namespaced.make_container(root, OUTSIDE))
+        raise AssertionError("never enough")
+
+    assert in_container(root, kernel, wanted, body) > 3
+    assert oracle.content_only(oracle.snapshot(root)).keys() <= before
+
+
+ANOTHER = {
+    "flags": (("ro", "nosuid"), "size=64k", "rw,nosuid"),
+    "size": (("size=1m", "nosuid"), "size=64k", "nosuid"),
+    "mode": (("size=64k", "mode=700", "nosuid"), "size=64k", "nosuid"),
+}
+
+
+@pytest.mark.parametrize("case", ANOTHER)
+@pytest.mark.parametrize("kernel", [KERNELS[0], KERNELS[3]], ids=lambda k: k.name)
+def test_an_engines_tmpfs_of_our_name_with_other_options_is_covered(
+    thing: Thing, root: Path, kernel: Kernel, case: str
+) -> None:
+    options, data, flags = ANOTHER[case]
+    setup = f"mkdir -p {root}/opt/t; mount -t tmpfs -o {flags},{data} nvoci {root}/opt/t"
+
+    def body(operations: list[Operation]) -> int:
+        execute(operations)
+        wanted = ContainerEdits(mounts=(Mount("tmpfs", "/opt/t", options, "tmpfs"),))
+        execute(edits.Prepared(wanted, Place(OUTSIDE)).operations(namespaced.make_container(root, OUTSIDE)))
+        return len(lines(root))
+
+    assert in_container(root, kernel, [Mount("tmpfs", "/opt/t", options, "tmpfs")], body, setup=setup) == 2

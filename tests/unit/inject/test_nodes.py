@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kernel import namespaced
@@ -145,3 +146,31 @@ def test_without_a_container_there_is_nothing_to_mount_in(root: Path) -> None:
 def test_a_node_of_the_host_that_goes_away_between_is_an_error() -> None:
     with pytest.raises(HookError, match="use device /dev/none: ENOENT"):
         nodes.prepare([DeviceNode("/dev/none", "", "c", 1, 3)], {})
+
+
+def test_the_mount_point_that_was_found_is_the_one_that_is_mounted_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked up once, and not again after it was checked."""
+
+    def body() -> list[str]:
+        looked_up: list[str] = []
+        find = targets.find
+
+        def found(*args: Any, **how: Any) -> Any:
+            target = find(*args, **how)
+            (root / "opt").rename(root / "moved")
+            (root / "opt").symlink_to("tmp")
+            looked_up.append("once")
+            return target
+
+        monkeypatch.setattr(targets, "find", found)
+        container = namespaced.make_container(root, OUTSIDE)
+        node = DeviceNode("/opt/a/node", "/dev/zero", "c", 1, 5, permissions="none")
+        (operation,) = nodes.operations(nodes.prepare([node], {}), container, targets.Place(container.rootfs))
+        operation.execute(Transaction())
+        new = [line.split()[4].removeprefix(str(root)) for line in namespaced.mountinfo()]
+        return [*looked_up, *(path for path in new if path.endswith("node"))]
+
+    assert namespaced.isolated(body) == ["once", "/moved/a/node"]
+    assert os.listdir(root / "tmp") == []

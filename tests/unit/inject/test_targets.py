@@ -196,3 +196,43 @@ def test_the_kernel_s_own_file_systems_are_not_covered_by_way_of_a_link(tmp_path
         "/proc/./meminfo": "/proc/meminfo",
         "/sys/kernel/uevent_seqnum": "/sys/kernel/uevent_seqnum",
     }
+
+
+@pytest.mark.parametrize("path", ["/host/new", "/host/a/b/new", "/proc/new"])
+@pytest.mark.parametrize("directory", [False, True])
+def test_what_changes_after_the_first_look_is_seen_before_anything_is_made(
+    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch, *, directory: bool
+) -> None:
+    """As if the path had led elsewhere then."""
+    rootfs.tree(tmp_path, "dir r/host\ndir r/proc\ndir vendor")
+    monkeypatch.setattr(targets.MountPoint, "_check_above", lambda *_: None)
+
+    def body() -> str:
+        namespaced.sh(f"mount -t proc proc {tmp_path}/r/proc; mount --bind {tmp_path}/vendor {tmp_path}/r/host")
+        root = Rootfs.open(str(tmp_path / "r"))
+        place = targets.Place(root)
+        with root.lookup(b"host") as fd:
+            place.add(fd.fileno())
+        with pytest.raises(HookError) as error:
+            find(place, path, directory=directory)
+        return error.value.message
+
+    said = "a file system of the kernel's" if path.startswith("/proc") else "a directory of the host, mounted before"
+    assert f"make mount point {path}: lies in {said}" in namespaced.isolated(body)
+    assert os.listdir(tmp_path / "vendor") == []
+
+
+def test_nothing_is_made_for_later_hooks_either_once_something_is_mounted(tmp_path: Path) -> None:
+    rootfs.tree(tmp_path, "dir r/host\ndir vendor")
+
+    def body() -> list[bool]:
+        namespaced.sh(f"mount --bind {tmp_path}/vendor {tmp_path}/r/host")
+        root = Rootfs.open(str(tmp_path / "r"))
+        before = root.guard is None
+        first = targets.Place(root)
+        with root.lookup(b"host") as fd:
+            first.add(fd.fileno())
+            second = targets.Place(root)
+            return [before, root.guard is not None, first.is_host(fd.fileno()), second.is_host(fd.fileno())]
+
+    assert namespaced.isolated(body) == [True, True, True, True]
