@@ -16,7 +16,7 @@ for source in (HERE, HERE.parent / "hooks"):
         sys.path.insert(0, str(source))
 sys.dont_write_bytecode = True
 
-from lib import hookproc, proc  # noqa: E402  (the path is set above)
+from lib import hookproc, proc, session  # noqa: E402  (the path is set above)
 
 CLONE_NEWNS = 0x00020000
 MS_REC, MS_PRIVATE = 0x4000, 1 << 18
@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--compat"):
         os.environ[hookproc.COMPAT_SWITCH] = "1"
+    session.tmp()  # made here, so that a test's forked child has none of its own, which nobody would remove
     proc.become_subreaper()
     _own_mount_namespace()
 

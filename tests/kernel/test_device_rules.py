@@ -351,6 +351,8 @@ def test_a_rerun_after_sigkill_completes(unified: Site, call: str) -> None:
     counts = strace.count_syscalls(lambda prefix: unified.hook("devices", *WORDS[1:], prefix=prefix))
     assert unified.hook().ok
     good = unified.picture()
+    if call == "move_mount" and hookproc.COMPAT_SWITCH in os.environ:
+        pytest.skip("the call is taken away")
     assert counts.get(call)
     for when in range(1, counts[call] + 1):
         start_afresh(unified)

@@ -35,8 +35,9 @@ def tmp() -> Path:
 
 
 def new_dir(prefix: str = "d") -> Path:
-    path = tmp() / f"{prefix}{next(_numbers)}"
-    path.mkdir(mode=0o755)
+    """Also in a forked child, whose numbers are those of its siblings."""
+    path = Path(tempfile.mkdtemp(prefix=prefix, dir=tmp()))
+    path.chmod(0o755)
     return path
 
 

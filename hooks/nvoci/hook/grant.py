@@ -61,19 +61,27 @@ class GiveHere(_Give):
                             "call the hook with the state of a created container")  # fmt: skip
 
     def execute(self, transaction: Transaction) -> None:
-        if self._place == INSIDE:
-            with self._runtime() as runtime:
-                self._cgroup = DeviceCgroup.of(runtime=runtime.fileno())
-        else:
+        if self._place != INSIDE:
             self._cgroup = DeviceCgroup.of()
+            self._cgroup.allow(self.rules)
+            return
+        try:
+            runtime = enter.runtime()
+        except HookError as e:
+            self._allow_nothing_new(e)
+            return
+        with runtime:
+            self._cgroup = DeviceCgroup.of(runtime=runtime.fileno())
         self._cgroup.allow(self.rules)
 
-    def _runtime(self) -> Fd:
+    def _allow_nothing_new(self, unseen: HookError) -> None:
+        """Where the runtime is not seen, in a user namespace say, only what is allowed already is no error."""
+        self._cgroup = DeviceCgroup.of(certain=False)
         try:
-            return enter.runtime()
-        except HookError as e:
+            self._cgroup.allow(self.rules)
+        except HookError:
             raise HookError(f"{self.describe()}: whether the container has a cgroup of its own is not seen from here: "
-                            f"{e.message}", "call the hook as createRuntime or prestart") from None  # fmt: skip
+                            f"{unseen.message}", "call the hook as createRuntime or prestart") from None  # fmt: skip
 
     def undo(self) -> None:
         if self._cgroup is not None:

@@ -79,12 +79,12 @@ class DeviceCgroup:
         self._parts = parts
 
     @classmethod
-    def of(cls, process: int | None = None, runtime: int | None = None) -> DeviceCgroup:
+    def of(cls, process: int | None = None, runtime: int | None = None, *, certain: bool = True) -> DeviceCgroup:
         """Of the process whose /proc/PID `process` has open; of this process without. Raises HookError.
 
         A cgroup that another process shares with us is taken for the runtime's, and changing it is an error. So is
         our own, where `runtime`, /proc/PID of the process that runs the container, is in it too; without `runtime` it
-        is taken for the container's.
+        is taken for the container's, unless that is not `certain`.
         """
         parts: list[DeviceList | DevicePrograms] = []
         try:
@@ -94,7 +94,7 @@ class DeviceCgroup:
             listed = False
             for controllers, path in _entries(process):
                 for directory, name in _open(controllers, path, listed):
-                    shared = (controllers, path) in ours
+                    shared = not certain or (controllers, path) in ours
                     if controllers:
                         parts.append(DeviceList(directory, name, shared))
                         listed = True
