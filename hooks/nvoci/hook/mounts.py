@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from nvoci.hook.preview import Preview
 
 
-class _Mount(Operation):
-    """What both have in common: the target, the refusal on the host, undo by handle."""
+class MountOver(Operation):
+    """What all that mount have in common: the target, the refusal on the host, undo by handle."""
 
     __slots__ = ("_mounted", "container", "path", "what")
 
@@ -54,6 +54,7 @@ class _Mount(Operation):
                     raise
                 raise HookError(f"{self.describe()}: ENOSPC", "limit of mounts reached: see fs.mount-max") from None
             self._remember(self._mounted.fd.fileno())
+            self._complete(self._mounted)
 
     def _find(self, transaction: Transaction) -> mount.Target:
         try:
@@ -63,6 +64,9 @@ class _Mount(Operation):
 
     def _remember(self, fd: int) -> None:
         """Told of the mount, new or there already."""
+
+    def _complete(self, mounted: mount.Mounted) -> None:
+        """What is to be done when the mount is on record for undo."""
 
     def _is_done(self, target: mount.Target) -> bool:
         raise NotImplementedError
@@ -76,7 +80,7 @@ class _Mount(Operation):
             mounted.detach()
 
 
-class BindMount(_Mount):
+class BindMount(MountOver):
     """Mount a clone of a host file or directory, made with `mount.clone()` on the host, over one of its kind."""
 
     __slots__ = ("source",)
@@ -102,7 +106,7 @@ class BindMount(_Mount):
         return mount.attach(self.source, target)
 
 
-class GeneratedMount(_Mount):
+class GeneratedMount(MountOver):
     """Mount a file with this content over an existing regular file, `ro,nosuid,nodev,noexec`."""
 
     __slots__ = ("data", "mode")

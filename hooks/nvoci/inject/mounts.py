@@ -7,13 +7,10 @@ nothing is done: a rerun leaves what one run leaves.
 from __future__ import annotations
 
 import posix
-from errno import ENOSPC
 
 from nvoci import log
 from nvoci.errors import HookError, printable
-from nvoci.hook.container import HOST
-from nvoci.hook.operation import Operation
-from nvoci.hook.operations import shown
+from nvoci.hook.mounts import MountOver
 from nvoci.inject import targets, tmpfsopts
 from nvoci.inject.sources import can_move
 from nvoci.linux import abi, mount, procfs
@@ -36,24 +33,18 @@ _WORDS = {abi.MS_RDONLY: b"ro", abi.MS_NOSUID: b"nosuid", abi.MS_NODEV: b"nodev"
 _FLAGS = abi.MS_RDONLY | abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC
 
 
-class _Mount(Operation):
-    """What both have in common."""
+class _OnPoint(MountOver):
+    """On a mount point that is made if it is missing."""
 
-    __slots__ = ("_mounted", "_point", "container", "is_directory", "path", "place", "what")
+    __slots__ = ("_point", "is_directory", "place")
 
     def __init__(
         self, container: Container, place: targets.Place, path: bytes, what: str, *, is_directory: bool
     ) -> None:
-        self.container = container
+        super().__init__(container, path, what)
         self.place = place
-        self.path = path
-        self.what = what
         self.is_directory = is_directory
-        self._mounted: mount.Mounted | None = None
         self._point: targets.MountPoint | None = None
-
-    def describe(self) -> str:
-        return f"mount {self.what} on {shown(self.path)}"
 
     def preview(self, view: Preview) -> bool:
         try:
@@ -62,46 +53,17 @@ class _Mount(Operation):
         except OSError:
             return True
 
-    def execute(self, transaction: Transaction) -> None:
-        if self.container.place == HOST:
-            raise HookError(f"{self.describe()}: the container has no mount namespace to mount in",
-                            "call the hook with the state of a created container")  # fmt: skip
+    def _find(self, transaction: Transaction) -> mount.Target:
         self._point = targets.MountPoint(transaction.made())
-        with targets.find(self.place, self.path, directory=self.is_directory, point=self._point) as target:
-            if self._is_done(target):
-                log.info("mounted already", path=shown(self.path))
-                self._remember(target.fd.fileno())
-                return
-            try:
-                self._mounted = self._mount(target)
-            except OSError as e:
-                if e.errno != ENOSPC:
-                    raise
-                raise HookError(f"{self.describe()}: ENOSPC", "limit of mounts reached: see fs.mount-max") from None
-            self._remember(self._mounted.fd.fileno())
-            self._complete(self._mounted)
-
-    def _is_done(self, target: mount.Target) -> bool:
-        raise NotImplementedError
-
-    def _mount(self, target: mount.Target) -> mount.Mounted:
-        raise NotImplementedError
-
-    def _remember(self, fd: int) -> None:
-        """Told of the mount, new or there already."""
-
-    def _complete(self, mounted: mount.Mounted) -> None:
-        """What is to be done when the mount is on record for undo."""
+        return targets.find(self.place, self.path, directory=self.is_directory, point=self._point)
 
     def undo(self) -> None:
-        if self._mounted is not None:
-            mounted, self._mounted = self._mounted, None
-            mounted.detach()
+        super().undo()
         if self._point is not None:
             self._point.undo()
 
 
-class Bind(_Mount):
+class Bind(_OnPoint):
     """Mount what `sources.open_source()` took from the host."""
 
     __slots__ = ("source",)
@@ -151,7 +113,7 @@ class Bind(_Mount):
         return None
 
 
-class Tmpfs(_Mount):
+class Tmpfs(_OnPoint):
     """Mount a new, empty tmpfs."""
 
     __slots__ = ("options",)
