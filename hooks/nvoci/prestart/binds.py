@@ -66,7 +66,7 @@ class Bind(Operation):
                     self._check_usable(point)
             else:
                 log.info("mounted already", path=shown(self.path))
-            if source.is_directory and not source.flags & abi.MS_RDONLY:
+            if not source.flags & abi.MS_RDONLY:
                 with point.reopen() as seen:
                     self.points.add_host(seen)
         if self.allow and source.rule is not None:

@@ -17,12 +17,13 @@ from errno import EEXIST, ELOOP, ENOENT, ENOSPC, ENOTEMPTY, EROFS, ESTALE
 
 from nvoci.errors import HookError
 from nvoci.hook.container import CALLER, HOST
+from nvoci.hook.hostmounts import HostMounts
 from nvoci.hook.operations import shown
 from nvoci.linux import mount, procfs
 from nvoci.linux.acting import Acting
 from nvoci.linux.canonical import canonical, link_text
 from nvoci.linux.fd import Fd
-from nvoci.linux.mountinfo import mount_id, own_mounts
+from nvoci.linux.mountinfo import mount_id
 from nvoci.linux.rootfs import Made, is_pseudo, split
 from nvoci.linux.syscalls import move_mount
 
@@ -81,13 +82,12 @@ class Point:
 class Points:
     """Of one container. owner: (uid, gid) of its root as the host has them; None where they are ours."""
 
-    __slots__ = ("_hosts", "_private", "_pseudo", "_table", "container", "owner")
+    __slots__ = ("_private", "_pseudo", "_table", "container", "owner")
 
     def __init__(self, container: Container, owner: tuple[int, int] | None) -> None:
         self.container = container
         self.owner = owner
         self._pseudo: dict[int, bool] = {}  # by st_dev
-        self._hosts: set[int] = set()  # ids of the mounts of host directories that can be written to
         self._private: set[tuple[int, int]] = set()  # directories whose mounts are
         self._table = b""
 
@@ -109,8 +109,9 @@ class Points:
                 found = self._mkdirs(canonical(unsafe_path, lambda path: link_text(self.rootfs, path)), made)
         except OSError as e:
             raise _not_made(wanted or unsafe_path, e) from None
-        if self._hosts:
-            self._check_not_host(found.fileno(), wanted or unsafe_path)
+        if HostMounts.of(self.rootfs).holds(found.fileno()):
+            raise HookError(f"make mount point {shown(wanted or unsafe_path)}: lies in a directory of the host, "
+                            "mounted before", "the image has a link where it needs a directory")  # fmt: skip
         return found
 
     def _mkdirs(self, unsafe_path: bytes, made: Made) -> Dir:
@@ -200,15 +201,6 @@ class Points:
             raise HookError(f"mount on {shown(unsafe_path)}: leads into a file system of the kernel's",
                             "what is there would be hidden from the runtime too")  # fmt: skip
 
-    def _check_not_host(self, fd: int, unsafe_path: bytes) -> None:
-        parents = {one.id: one.parent for one in own_mounts()}
-        number = mount_id(fd)
-        while number in parents:
-            if number in self._hosts:
-                raise HookError(f"make mount point {shown(unsafe_path)}: lies in a directory of the host, mounted "
-                                "before", "the image has a link where it needs a directory")  # fmt: skip
-            number = parents[number]
-
     def _check_private(self, point: Point, unsafe_path: bytes) -> None:
         """As `mount.check_propagation`. A new file lies on its directory's mount, and that is looked at once; the table
         is read again only for a mount that is newer than the last look."""
@@ -262,8 +254,9 @@ class Points:
         return mounted
 
     def add_host(self, fd: Fd) -> None:
-        """Remember the mount that `fd` lies on as a directory of the host: nothing is to be made below it."""
-        self._hosts.add(mount_id(fd.fileno()))
+        """Remember the mount that `fd` lies on as the host's: nothing is to be made or changed there, by later steps
+        of this process neither."""
+        HostMounts.of(self.rootfs).add(self.rootfs, fd.fileno())
 
 
 class _Given(Made):
