@@ -214,7 +214,11 @@ def main() -> int:
     options = parser.parse_args(words)
     try:
         if options.within:
-            return within(enter(options.within))
+            place = enter(options.within)
+            try:
+                return within(place)
+            finally:
+                container.forget_session()
         return run_again("_demo.py", words)
     except (ToolError, OSError, subprocess.SubprocessError) as error:
         print(f"demo: FAILED: {error}")

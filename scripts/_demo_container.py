@@ -74,6 +74,11 @@ def name_session() -> None:
     importlib.import_module("lib.session").TOKEN = f"nvoci-demo-{os.getpid()}"  # type: ignore[attr-defined]
 
 
+def forget_session() -> None:
+    """Its cgroups go, also when the runtime that made them was interrupted in the middle of that."""
+    importlib.import_module("lib.runtimes").remove_cgroups(5.0)
+
+
 def make_image(root: Path, node: Node) -> Path:
     """A small glibc image with a CUDA forward compatibility library that is newer than the driver."""
     elfmaker, rootfs = importlib.import_module("lib.elfmaker"), importlib.import_module("lib.rootfs")

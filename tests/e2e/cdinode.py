@@ -154,7 +154,7 @@ class CdiNode:
             assert done.rc == 0, done.stderr
             return Inspected(seen(done), json.loads(inspect.read_text())[0], json.loads(config.read_text()))
         finally:
-            runtimes._remove_cgroups()
+            runtimes.remove_cgroups()
             shutil.rmtree(storage, ignore_errors=True)
             shutil.rmtree(root)
 

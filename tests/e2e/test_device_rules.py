@@ -162,7 +162,7 @@ def running(place: Place, hooks: Mapping[str, list[Json]]) -> dict[str, list[str
             timeout=60,
         )
     finally:
-        runtimes._remove_cgroups()
+        runtimes.remove_cgroups()
         shutil.rmtree(state, ignore_errors=True)
     steps: dict[str, list[str]] = {}
     for line in result.stdout.splitlines():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,29 @@ def test_a_driver_with_a_root_of_its_own(node: PrestartNode) -> None:
     wanted = {**driver_mounts(UTILITY + COMPUTE), **gpu_mounts(0), "/tmp/nvidia-mps": SOCKET}
     check(seen, wanted, {**gpu_nodes(0), **UVM})
     assert part(seen, "root")["/tmp/nvidia-mps"] == f"{node.root}/tmp/nvidia-mps"
+
+
+@pytest.mark.parametrize("link", ["etc", "etc/ld.so.conf.d", "etc/nvidia"])
+def test_a_link_into_the_mps_directory_changes_nothing_of_the_host(node: PrestartNode, link: str) -> None:
+    """It is the host's, mounted writable; what the library cache and others write comes after it."""
+    root = image()
+    own = root / "tmp/nvidia-mps"
+    own.parent.mkdir(exist_ok=True)
+    (root / link).mkdir(exist_ok=True)
+    (root / link).rename(own)
+    (root / link).symlink_to("/tmp/nvidia-mps")
+    hosts = node.root / "tmp/nvidia-mps"
+    kept = hosts.rename(hosts.with_name("kept"))
+    shutil.copytree(own, hosts)
+    config = f'[nvidia-container-cli]\nroot = "{node.root}"\n'
+    try:
+        before = oracle.snapshot(hosts)
+        seen = node.start("runc", "0", root=root, config=config, env={"NVIDIA_DRIVER_CAPABILITIES": "all"})
+        assert oracle.snapshot(hosts) == before
+    finally:
+        shutil.rmtree(hosts)
+        kept.rename(hosts)
+    assert seen.result.rc == 0, seen.result.stderr
 
 
 def test_no_cgroups_gives_nodes_and_no_rules(node: PrestartNode) -> None:

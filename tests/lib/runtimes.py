@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,8 @@ from pathlib import Path
 from lib import elfmaker, jail, proc, session
 from lib.bundle import bind, make_bundle, shell_hook
 
-__all__ = ["NAMES", "Runtime", "available", "bind", "leftovers", "make_bundle", "podman", "shell_hook"]
+__all__ = ["NAMES", "Runtime", "available", "bind", "leftovers", "make_bundle", "podman", "remove_cgroups"]
+__all__ += ["shell_hook"]
 
 NAMES = ("runc", "crun")
 
@@ -59,7 +62,7 @@ class Runtime:
                 timeout=timeout,
             )
         finally:
-            _remove_cgroups()
+            remove_cgroups()
             shutil.rmtree(state, ignore_errors=True)
 
     def _cgroup_setup(self) -> str:
@@ -109,7 +112,7 @@ def podman(
     try:
         return jail.run(command, setup=cgroup + private + setup, timeout=timeout, grace=3.0)
     finally:
-        _remove_cgroups()
+        remove_cgroups()
         shutil.rmtree(storage, ignore_errors=True)
 
 
@@ -129,9 +132,13 @@ def leftovers() -> list[str]:
     return [f"cgroup {c}" for c in cgroups()] + [f"state {s}" for s in states] + [f"mount {m}" for m in mounts]
 
 
-def _remove_cgroups() -> None:
-    for path in cgroups():
-        try:
-            path.rmdir()
-        except OSError:
-            continue
+def remove_cgroups(patience: float = 2.0) -> None:
+    """Of this session. EBUSY means that a killed process is not quite gone: asked again for `patience` seconds."""
+    until = time.monotonic() + patience
+    while True:
+        for path in cgroups():
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        if not cgroups() or time.monotonic() > until:
+            return
+        time.sleep(0.02)

@@ -200,7 +200,7 @@ def lied_to(scene: Scene, points: list[Point]) -> tuple[int, list[str]]:
             with Oracle(scene.arena.canary, max_wall=10) as oracle:
                 result = scene.once(c, strace.inject_error(call, error, str(n)))
                 judged = oracle.check(result, lines=None)
-            if result.rc == 127 or NOT_STARTED.search(result.stderr):
+            if scene.program is None and (result.rc == 127 or NOT_STARTED.search(result.stderr)):
                 return  # strace counts in each process: it was the interpreter's call, or that of a wrapper
             bad.extend(f"{where}: {v}" for v in judged)
             if result.rc == 0:
