@@ -12,7 +12,7 @@ from nvoci.discover.node import ABSENT, Node, plain
 from nvoci.discover.search import NOT_THERE, USED, Lookup, Search, errno_words
 from nvoci.elf import Elf, ElfError
 from nvoci.ldcache import cache
-from nvoci.linux.pattern import match
+from nvoci.linux.pattern import literal_prefix, match
 from nvoci.linux.rootfs import fsencode
 
 TYPE_CHECKING = False
@@ -212,12 +212,14 @@ class Libraries:
         """Those whose name matches, of the search directories, or else of the ones that ld.so.cache leads to; each
         file once, with its links followed."""
         unsafe = fsencode(pattern)
+        prefix = plain(literal_prefix(unsafe))
         for cached in (False, True):
             found: dict[str, Library] = {}
             for each in self.directories:
                 if each.cached == cached:
                     for name in each.names:
-                        library = self.library(each.file(name)) if match(unsafe, fsencode(name)) else None
+                        matches = name.startswith(prefix) and match(unsafe, fsencode(name))
+                        library = self.library(each.file(name)) if matches else None
                         if library is not None:
                             found[library.path] = library
             if found:

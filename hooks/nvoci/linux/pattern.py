@@ -8,6 +8,14 @@ def is_pattern(text: bytes) -> bool:
     return any(c in text for c in (b"*", b"?", b"["))
 
 
+def literal_prefix(pattern: bytes) -> bytes:
+    """What every name that matches begins with: quicker to ask than `match`, where there are many names."""
+    end = 0
+    while end < len(pattern) and pattern[end] not in b"*?[\\":
+        end += 1
+    return pattern[:end]
+
+
 def match(pattern: bytes, name: bytes) -> bool:
     """fnmatch(3) of one path component: `*`, `?`, `[…]`, `\\`. A leading dot is matched only by itself.
 

@@ -16,7 +16,7 @@ from nvoci.errors import HookError, hook_error
 from nvoci.linux import abi, procfs
 from nvoci.linux.fd import Fd, read_at_most
 from nvoci.linux.lookup import PATH_MAX, lookup
-from nvoci.linux.pattern import is_pattern, match
+from nvoci.linux.pattern import is_pattern, literal_prefix, match
 from nvoci.linux.syscalls import fstatfs_type
 
 TYPE_CHECKING = False
@@ -261,7 +261,8 @@ class Rootfs:
         budget.steps -= len(pattern) * sum(map(len, names))
         if budget.steps < 0:
             raise OSError(E2BIG, "too many names to compare", directory)
-        return [name for name in names if match(pattern, name)]
+        prefix = literal_prefix(pattern)
+        return [name for name in names if name.startswith(prefix) and match(pattern, name)]
 
     def list(self, unsafe_path: bytes, limit: int = MAX_ENTRIES) -> list[bytes]:
         """The names in a directory, unsorted; E2BIG where there are more than `limit`."""
