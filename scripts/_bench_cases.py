@@ -15,13 +15,14 @@ from _bench_images import COMPAT, DRIVER, LDCONFIG, LIBRARIES, PARAMS, driver_so
 PROFILE = "etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf"
 SMALL, LARGE = 73, 1155  # lines of `ldconfig -p`: a minimal Debian, an image with a CUDA toolkit and a framework
 MANY = 5_000, 10_000
-START, LDCACHE, LINEAR, DISCOVER, CDI = "start", "ldcache", "many", "discover", "cdi"
+START, LDCACHE, LINEAR, DISCOVER, CDI, PRESTART = "start", "ldcache", "many", "discover", "cdi", "prestart"
 GROUPS = {
     START: "small hooks",
     LDCACHE: "update-ldcache alone and with the others, by both engines",
     LINEAR: "update-ldcache on 5,000 and 10,000 libraries",
     DISCOVER: "a look at a simulated node of 8 GPUs, and an inventory of it",
     CDI: "containers started by runc with GPUs by CDI name, and specifications made and read",
+    PRESTART: "the prestart hook on a simulated node of 8 GPUs",
 }
 START_RSS_MIB, LDCACHE_RSS_MIB, DISCOVER_RSS_MIB = 20.0, 24.0, 24.0
 
@@ -30,7 +31,7 @@ class Case(NamedTuple):
     """Arguments of nvidia-cdi-hook, the proof that it did its work, and what is to be reached: the ratio (0: for
     information) and the peak of memory. libraries: of the image; with `driver` the runtime has just made the mount
     targets of a driver's libraries and mounted them. words of DISCOVER: the name of a program that proves its own work;
-    of CDI: see _bench_cdi."""
+    of CDI and PRESTART: see _bench_cdi and _bench_prestart."""
 
     name: str
     what: str

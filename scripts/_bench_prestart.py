@@ -1,111 +1,93 @@
-#!/usr/bin/python3 -IS
-"""Measure the prestart hook on a simulated node of 8 GPUs, against the start of the interpreter it runs on.
-
-    scripts/_bench_prestart.py [--runs N] [--case NAME]...
+"""The prestart hook of scripts/bench: containers that ask a simulated node of 8 GPUs for some of them.
 
 Every run has a fresh overlay on a small image, a procfs and a /dev as a runtime makes them, and a process in a
-container's namespaces and in a device cgroup of its own. All cases and the floor are shuffled. Each case is run once
-before, and must then have done its work. Needs gcc, for the node's NVML library, and cgroup v1 or v2.
+container's namespaces and in a device cgroup of its own. Needs gcc, for the node's NVML library, and cgroup v1 or v2.
+Standard library only, Python >= 3.9.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import os
-import random
 import shutil
-import statistics
-import sys
 import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from _bench_cases import DISCOVER_RSS_MIB, PRESTART, Case
+from _bench_stage import Bundle, ContainerProcess, Workplace
+from _private import ToolError
+
+from nvoci.linux import abi
+from nvoci.linux.syscalls import mount, umount2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-# -I leaves the script's own directory out of sys.path.
-sys.path[:0] = [str(CHECKOUT / "scripts"), str(CHECKOUT / "hooks"), str(CHECKOUT / "tests")]
-sys.dont_write_bytecode = True
-
-from _bench_stage import Workplace, _Container  # noqa: E402
-from _private import WITHIN, ToolError, enter, install, require_root, run_again, set_up_venv  # noqa: E402
-
-from nvoci.linux import abi  # noqa: E402
-from nvoci.linux.syscalls import mount, umount2  # noqa: E402
-
-SAMPLE, GPUS, RUNS = "a100", 8, 25
+STAGE = "prestart"
+SAMPLE, GPUS = "a100", 8
 INVENTORY = Path("/run/nvoci/inventory")
 LIBRARY = f"usr/lib/{os.uname().machine}-linux-gnu/libcuda.so.550.163.01"
 
 
-class Case(NamedTuple):
-    """devices, capabilities: what the container asks for, "" for nothing. target: ratio to be reached; cold: without an
-    inventory."""
+def _given(count: int) -> Callable[[Path], bool]:
+    """Whether so many GPUs are there, and with any of them the driver."""
 
-    name: str
-    what: str
-    devices: str
-    capabilities: str
-    target: float
-    cold: bool = False
+    def proof(root: Path) -> bool:
+        found = [name for name in os.listdir(root / "dev") if name[6:].isdigit()]
+        return len(found) == count and (root / LIBRARY).exists() is bool(count)
 
-    def nodes(self) -> int:
-        """GPUs that it gets."""
-        return 0 if not self.devices else GPUS if self.devices == "all" else len(self.devices.split(","))
+    return proof
+
+
+def _case(
+    name: str, what: str, devices: str, capabilities: str, target: float, count: int, *, cold: bool = False
+) -> Case:
+    """words: NVIDIA_VISIBLE_DEVICES, NVIDIA_DRIVER_CAPABILITIES, and whether there is no inventory."""
+    words = (devices, capabilities, "cold" if cold else "")
+    return Case(name, what, words, _given(count), target, PRESTART, rss_mib=DISCOVER_RSS_MIB)
 
 
 CASES = (
-    Case("none", "no GPU asked for", "", "", 1.5),
-    Case("one", "1 GPU, compute and utility", "0", "", 2.4),
-    Case("eight", "8 GPUs, compute and utility", "all", "", 2.8),
-    Case("everything", "8 GPUs, all capabilities", "all", "all", 3.6),
-    Case("cold", "8 GPUs, without an inventory", "all", "", 8.0, cold=True),
-)  # fmt: skip
+    _case("prestart-none", "prestart, no GPU asked for", "", "", 1.5, 0),
+    _case("prestart-one", "prestart, 1 GPU", "0", "", 2.4, 1),
+    _case("prestart-eight", "prestart, 8 GPUs", "all", "", 2.8, GPUS),
+    _case("prestart-all", "prestart, 8 GPUs, all of it", "all", "all", 3.6, GPUS),
+    _case("prestart-cold", "prestart, 8 GPUs, no inventory", "all", "", 8.0, GPUS, cold=True),
+)
 
 
-class Bench:
-    """The installed tree, the node, and the samples by case; the floor is ""."""
+class GpuNode:
+    """The node, shown in place of this namespace's files from here on."""
 
-    def __init__(self, top: Path, python: str) -> None:
+    def __init__(self, top: Path, hook: Path, place: Workplace) -> None:
         self.top = top
-        self.python = os.path.realpath(python)
-        self.hook = install(top / "prefix", python).with_name("nvidia-container-runtime-hook")
+        self.hook = hook.with_name("nvidia-container-runtime-hook")
+        self.place = place
         simnode: Any = importlib.import_module("lib.simnode")
         # Not on a tmpfs: the driver's /proc is none either.
-        self.node = Path(tempfile.mkdtemp(prefix="nvoci-bench-", dir="/var/tmp"))
-        root = simnode.build(simnode.load(simnode.sample(SAMPLE)), self.node / "root").root
-        self.place = Workplace(top)
+        self.files = Path(tempfile.mkdtemp(prefix="nvoci-bench-", dir="/var/tmp"))
+        root = simnode.build(simnode.load(simnode.sample(SAMPLE)), self.files / "root").root
         importlib.import_module("lib.simnode.run").show(root, installed=True)
-        self.image = importlib.import_module("lib.rootfs").glibc_rootfs(top / "image")
-        self.samples: dict[str, list[float]] = {}
+        self.image = importlib.import_module("lib.rootfs").glibc_rootfs(top / "prestart-image")
 
-    def run(self, case: Case | None, *, keep: bool) -> None:
-        """One run. Raises ToolError where it did not do its work."""
-        if case is None:
-            time.sleep(0.01)
-            run = self.place.spawn([self.python, "-I", "-S", "-c", "pass"])
-        else:
-            if case.cold:
-                INVENTORY.unlink(missing_ok=True)
-            with self.container(case) as seen:
-                run = self.place.spawn([str(self.hook), "prestart"])
-                if not run.complaint:
-                    found = len([name for name in os.listdir(seen / "dev") if name[6:].isdigit()])
-                    if found != case.nodes() or (seen / LIBRARY).exists() is not bool(found):
-                        raise ToolError(f"case {case.name}: it did not do its work")
-        if run.complaint:
-            raise ToolError(f"case {case.name if case else 'floor'}: {run.complaint}")
-        if keep:
-            self.samples.setdefault(case.name if case else "", []).append(run.ms)
+    def remove(self) -> None:
+        """What is not on the tmpfs."""
+        shutil.rmtree(self.files, ignore_errors=True)
+
+    def argv(self) -> list[str]:
+        """The hook."""
+        return [str(self.hook), "prestart"]
 
     @contextmanager
-    def container(self, case: Case) -> Iterator[Path]:
-        """A container that asks for what the case says; yields its root as it sees it."""
+    def bundle(self, case: Case) -> Iterator[Bundle]:
+        """A container that asks for what the case says."""
+        devices, capabilities, cold = case.words
+        if cold:
+            INVENTORY.unlink(missing_ok=True)
         bundle = self.top / "run"
         root = bundle / "rootfs"
         for name in ("rootfs", "upper", "work"):
@@ -114,43 +96,23 @@ class Bench:
         mount(b"overlay", os.fsencode(root), b"overlay", 0, layers.encode())
         mount(b"/proc", os.fsencode(root / "proc"), None, abi.MS_BIND | abi.MS_REC)
         mount(b"tmpfs", os.fsencode(root / "dev"), b"tmpfs", 0, b"mode=755")
-        (bundle / "config.json").write_text(json.dumps(_config(case, root)))
-        process = _Container()
+        (bundle / "config.json").write_text(json.dumps(_config(devices, capabilities, root)))
+        process = ContainerProcess()
         cgroup = _join_cgroup(process.pid)
         state = {"ociVersion": "1.0.2", "id": "bench", "status": "creating", "pid": process.pid, "bundle": str(bundle)}
         self.place.state.write_text(json.dumps(state))
         time.sleep(0.01)
         try:
-            yield Path(f"/proc/{process.pid}/root{root}")
+            yield Bundle(root, Path(f"/proc/{process.pid}/root{root}"), self.place.state)
         finally:
             process.stop()
             _remove(cgroup)
             umount2(os.fsencode(root), abi.MNT_DETACH)
             shutil.rmtree(bundle)
 
-    def measure(self, cases: list[Case], runs: int) -> None:
-        """All of them, shuffled; a case without an inventory makes one for the others."""
-        for case in cases:
-            self.run(case, keep=False)
-        for _ in range(runs):
-            turn: list[Case | None] = [*cases, None, None]
-            random.shuffle(turn)
-            for each in turn:
-                self.run(each, keep=True)
 
-    def report(self, cases: list[Case]) -> Iterator[str]:
-        """A line for the floor and for each case."""
-        floor = self.samples[""]
-        yield f"{'what':32} {'median':>7} {'min':>7} {'x':>5} {'x min':>5} {'reach':>5}"
-        for name, what, target in [("", "python -I -S -c pass", 0.0), *[(c.name, c.what, c.target) for c in cases]]:
-            times = self.samples[name]
-            ratio, least = statistics.median(times) / statistics.median(floor), min(times) / min(floor)
-            verdict = f"{target:5.1f} {'met' if ratio <= target else 'missed'}" if target else ""
-            yield f"{what:32} {statistics.median(times):7.2f} {min(times):7.2f} {ratio:5.2f} {least:5.2f} {verdict}"
-
-
-def _config(case: Case, root: Path) -> dict[str, Any]:
-    asked = {"NVIDIA_VISIBLE_DEVICES": case.devices, "NVIDIA_DRIVER_CAPABILITIES": case.capabilities}
+def _config(devices: str, capabilities: str, root: Path) -> dict[str, Any]:
+    asked = {"NVIDIA_VISIBLE_DEVICES": devices, "NVIDIA_DRIVER_CAPABILITIES": capabilities}
     env = ["PATH=/bin", *[f"{name}={value}" for name, value in asked.items() if value]]
     process = {"env": env, "args": ["sh"], "capabilities": {"bounding": ["CAP_CHOWN"]}}
     return {"ociVersion": "1.0.2", "process": process, "root": {"path": str(root)}}
@@ -177,46 +139,3 @@ def _remove(cgroup: Path) -> None:
         else:
             return
     raise ToolError(f"remove `{cgroup}`: EBUSY (a process is left in it)")
-
-
-def parse(words: list[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="scripts/_bench_prestart.py", description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--runs", type=int, default=RUNS, metavar="N", help=f"runs of each case [{RUNS}]")
-    parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only this one")
-    parser.add_argument("--python", default="/usr/bin/python3", metavar="PATH", help="the hooks' interpreter")
-    parser.add_argument(WITHIN, metavar="DIR", help=argparse.SUPPRESS)
-    return parser.parse_args(words)
-
-
-def within(options: argparse.Namespace) -> int:
-    """In the private mount namespace."""
-    bench = Bench(enter(options.within), options.python)
-    try:
-        cases = [case for case in CASES if not options.case or case.name in options.case]
-        bench.measure(cases, options.runs)
-        print("\n".join(bench.report(cases)))
-    finally:
-        shutil.rmtree(bench.node, ignore_errors=True)
-    return 0
-
-
-def main() -> int:
-    """Exit status: 0 measured, 1 something failed, 2 usage."""
-    words = sys.argv[1:]
-    options = parse(words)
-    try:
-        if options.within:
-            return within(options)
-        require_root("bench")
-        set_up_venv()
-        return run_again(Path(__file__).name, words)
-    except ToolError as error:
-        print(f"bench: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        return 130
-    return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

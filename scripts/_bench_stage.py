@@ -77,7 +77,7 @@ class Workplace:
         container = None
         try:
             _bind(root, mounts)
-            container = _Container() if stage == OUTSIDE else None
+            container = ContainerProcess() if stage == OUTSIDE else None
             pid = container.pid if container else 0
             state = {"ociVersion": "1.0.2", "id": "bench", "status": "creating", "pid": pid, "bundle": str(place)}
             self.state.write_text(json.dumps({**state, "root": str(root)}))
@@ -141,7 +141,7 @@ def peak_kib(python: str, argv: list[str], state: Path) -> int:
     return int(done.stdout.split()[-1])
 
 
-class _Container:
+class ContainerProcess:
     """A process with a mount namespace of its own, and its child, which is init of a pid namespace."""
 
     def __init__(self) -> None:
