@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import nvoci
-from nvoci.ctl import regex, trust
+from nvoci.ctl import prestartentry, regex, trust
 from nvoci.errors import HookError, hook_error, printable
 from nvoci.hook import options, table
 from nvoci.hook.settings import Settings
@@ -73,6 +73,9 @@ def _check_one(hook: table.Hook, words: list[str]) -> None:
 
 def check_program_options(entry: hooksd.Entry) -> None:
     """For an entry that starts one of our programs: its arguments. Raises HookError."""
+    if Path(entry.path).name in prestartentry.PROGRAMS:
+        prestartentry.check(entry)
+        return
     if Path(entry.path).name not in (PROGRAM, "nvidia-ctk"):
         return
     words = entry.args[1:]
@@ -98,18 +101,18 @@ def check_program_options(entry: hooksd.Entry) -> None:
 # --- files on the host ----------------------------------------------------------------------------------------------
 
 
-def find_program(given: str) -> str:
-    """The absolute path of the hook program: `given`, or the one beside `nvoci`. Raises HookError."""
+def find_program(given: str, name: str = PROGRAM) -> str:
+    """The absolute path of the hook program: `given`, or `name` beside `nvoci`. Raises HookError."""
     if given:
         check_program(os.path.abspath(given))
         return os.path.abspath(given)
     here = os.path.abspath(sys.argv[0])
     for place in dict.fromkeys((os.path.dirname(here), os.path.dirname(os.path.realpath(here)))):
-        path = f"{place}/{PROGRAM}"
+        path = f"{place}/{name}"
         if os.path.exists(path):
             check_program(path)
             return path
-    raise HookError(f"find {PROGRAM}: not beside {printable(here)}", "name it with --program")
+    raise HookError(f"find {name}: not beside {printable(here)}", "name it with --program")
 
 
 def check_program(path: str, missing: str = _MISSING) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nvoci.ctl import cdispec, entries, log, regex
+from nvoci.ctl import cdispec, entries, log, prestartentry, regex
 from nvoci.ctl.hook import HookGroup
 from nvoci.errors import FAILED, HookError, hook_error, printable
 from nvoci.oci import hooksd
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Podman's and CRI-O's own; a name in the first hides the same name in the second.
 DIRECTORIES = ("/etc/containers/oci/hooks.d", "/usr/share/containers/oci/hooks.d")
+PODMAN, CRIO = "podman", "cri-o"
 # Stages in which our hooks can work: later ones see the container's files only, or are too late.
 _OUR_STAGES = ("createRuntime", "createContainer", "prestart")
 
@@ -109,23 +110,57 @@ def _install(ctx: click.Context, hook: table.Hook, words: list[str]) -> None:
     name, template = entries.read_template(hook.name, entries.find_program(chosen["program"]))
     stages = list(dict.fromkeys(chosen["stages"])) or template.stages
     entry = entries.fill_in(template, words, chosen["when"], stages)
-    name = hooksd.file_name(chosen["name"] or name)
+    _write(directory, chosen["name"] or name, entry)
+
+
+def _write(directory: str, name: str, entry: hooksd.Entry) -> None:
+    name = hooksd.file_name(name)
     click.echo(hooksd.write(entries.prepare_directory(directory), name, entry, regex.check))
 
 
-@command.group("install", cls=HookGroup, runner=_install, strict=True)
+@click.command(prestartentry.NAME)
+@click.option("--config", metavar="FILE", default="", help="The hook's config.toml; default: where the hook looks.")
+@click.option("--debug", is_flag=True, help="The hook tells everything on stderr.")
+@click.pass_context
+def _install_prestart(ctx: click.Context, config: str, *, debug: bool) -> None:
+    """Give containers their GPUs: nvidia-container-runtime-hook.
+
+    Every container gets what its environment asks for (NVIDIA_VISIBLE_DEVICES, NVIDIA_DRIVER_CAPABILITIES, ...). One
+    that asks for nothing is left alone.
+    """
+    chosen = ctx.find_object(dict) or {}
+    directory = _needs(chosen["directory"])
+    program = entries.find_program(chosen["program"], prestartentry.PROGRAM)
+    name, template = entries.read_template(prestartentry.NAME, program)
+    stages = list(dict.fromkeys(chosen["stages"])) or template.stages
+    entry = prestartentry.fill_in(template, chosen["when"], stages, config=config, debug=debug)
+    _write(directory, chosen["name"] or name, entry)
+
+
+class _InstallGroup(HookGroup):
+    """The hooks of nvidia-cdi-hook, and the one that is a program of its own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [prestartentry.NAME, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return _install_prestart if cmd_name == prestartentry.NAME else super().get_command(ctx, cmd_name)
+
+
+@command.group("install", cls=_InstallGroup, runner=_install, strict=True)
 @_to
 @click.option(
-    "--stage", "stages", multiple=True, type=click.Choice(_OUR_STAGES), help="When to run; default: createContainer."
+    "--stage", "stages", multiple=True, type=click.Choice(_OUR_STAGES), help="When to run; default: the template's."
 )
 @click.option("--name", metavar="NAME", default="", help="The entry's file name; default: that of the hook's template.")
-@click.option("--program", metavar="PATH", default="", help="The hook program; default: nvidia-cdi-hook beside nvoci.")
+@click.option("--program", metavar="PATH", default="", help="The hook program; default: the one beside nvoci.")
 @_conditions
 @click.pass_context
 def install(ctx: click.Context, /, **chosen: Any) -> None:
     """Write an entry for a hook.
 
     \b
+    nvoci hooksd install --dir D prestart
     nvoci hooksd install --dir D create-symlinks --link A::B
     nvoci hooksd install --dir D run -- create-symlinks --link A::B -- update-ldcache --folder C
 
@@ -224,8 +259,9 @@ def _describe(found: hooksd.Found) -> tuple[str, ...]:
 @command.command("validate")
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @_from
+@click.option("--engine", type=click.Choice((PODMAN, CRIO)), help="Check for this engine; default: what either reads.")
 @click.pass_context
-def validate(ctx: click.Context, files: tuple[str, ...], directories: tuple[str, ...]) -> None:
+def validate(ctx: click.Context, files: tuple[str, ...], directories: tuple[str, ...], engine: str | None) -> None:
     """Check entries: FILEs, or all of the directories.
 
     Exit status 1 if one of them is not right.
@@ -237,7 +273,7 @@ def validate(ctx: click.Context, files: tuple[str, ...], directories: tuple[str,
     bad = 0
     for path in files or [f"{d}/{n}" for d in _existing(directories) for n in _names(d)]:
         try:
-            _check(hooksd.read(path, regex.check))
+            _check(hooksd.read(path, regex.check), engine)
             click.echo(f"{printable(path)}: valid")
         except HookError as e:
             bad += 1
@@ -252,7 +288,10 @@ def _names(directory: str) -> list[str]:
         raise hook_error("list entries", directory, e) from None
 
 
-def _check(entry: hooksd.Entry) -> None:
+def _check(entry: hooksd.Entry, engine: str | None) -> None:
+    extensions = [stage for stage in entry.stages if stage in hooksd.EXTENSION_STAGES]
+    if engine == CRIO and extensions:
+        raise HookError(f"`stages` holds `{extensions[0]}`, a stage of Podman's own", "CRI-O would not start with it")
     if "startContainer" not in entry.stages:  # there the path is the container's
         entries.check_program(entry.path)
     if not entry.env and {"createContainer", "startContainer"} & set(entry.stages):

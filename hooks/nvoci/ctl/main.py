@@ -15,6 +15,7 @@ from nvoci.errors import FAILED, HookError, hook_error
 _COMMANDS = {
     "cdi": "nvoci.ctl.cdi",
     "completion": "nvoci.ctl.completion",
+    "explain": "nvoci.ctl.explain",
     "hook": "nvoci.ctl.hook",
     "hooksd": "nvoci.ctl.hooksd",
     "info": "nvoci.ctl.info",

@@ -1,4 +1,4 @@
-"""`nvoci` and `nvidia-cdi-hook` as installed: entry files that find the packages of this session."""
+"""`nvoci` and the hook programs as installed: entry files that find the packages of this session."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from nvoci.ctl import main
 
 Invoke = Callable[..., proc.Result]
 
-ENTRIES = {"nvidia-cdi-hook": ("nvoci.hook.main", "cdi_hook"), "nvoci": ("nvoci.ctl.main", "main")}
+ENTRIES = {
+    "nvidia-cdi-hook": ("nvoci.hook.main", "cdi_hook"),
+    "nvidia-container-runtime-hook": ("nvoci.prestart.main", "main"),
+    "nvoci": ("nvoci.ctl.main", "main"),
+}
 
 
 @pytest.fixture(scope="session")
 def bin_dir() -> Path:
-    """A directory with both programs, in the installer's form."""
+    """A directory with the programs, in the installer's form."""
     directory = session.new_dir("bin")
     vendor = Path(click.__file__).parent.parent
     for name, (module, function) in ENTRIES.items():
