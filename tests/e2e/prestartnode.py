@@ -115,15 +115,17 @@ class PrestartNode:
         script: str = REPORT,
         setup: str = "",
         stage: str = "prestart",
+        shell: str = "/bin/sh",
         **more: Any,
     ) -> Seen:
-        """A container that asks for `devices` (None: it says nothing). more: for make_bundle()."""
+        """A container that asks for `devices` (None: it says nothing). shell: in the container. more: for
+        make_bundle()."""
         own = root is None
         where, bundle = root or make_image(session.new_dir("image")), session.new_dir("bundle")
         variables = {"NVIDIA_VISIBLE_DEVICES": devices, "NVIDIA_DRIVER_CAPABILITIES": capabilities, **(env or {})}
         words = [*STANDARD_ENV, *(f"{name}={value}" for name, value in variables.items() if value is not None)]
         hooks = {stage: [self.driver_hook(where), *(entries or [self.entry()])]}
-        make_bundle(bundle, where, ["/bin/sh", "-c", script], hooks, env=words, **more)
+        make_bundle(bundle, where, [shell, "-c", script], hooks, env=words, **more)
         try:
             whole = self.setup(config, inventory) + setup
             return seen(runtimes.Runtime(runtime, cgroups).run(bundle, setup=whole, timeout=60))

@@ -40,11 +40,15 @@ FIRMWARE = [f"/usr/lib/firmware/nvidia/{V}/gsp_{name}.bin" for name in ("ga10x",
 SOCKETS = ["/run/nvidia-persistenced/socket", "/run/nvidia-fabricmanager/socket"]
 
 
-def driver_mounts(libraries: Iterable[str], programs: Iterable[str] = PROGRAMS) -> dict[str, str]:
+def driver_mounts(
+    libraries: Iterable[str], programs: Iterable[str] = PROGRAMS, *, libs: str = LIBDIR, sockets: bool = True,
+    merged: bool = True,
+) -> dict[str, str]:  # fmt: skip
+    """libs: where the container has its libraries; merged: whether its /lib is a link to /usr/lib."""
     found = {f"/usr/bin/{name}": FILE for name in programs}
-    found.update({f"{LIBDIR}/{name}.so.{V}": FILE for name in libraries})
-    found.update(dict.fromkeys(FIRMWARE, FILE))
-    found.update(dict.fromkeys(SOCKETS, SOCKET))
+    found.update({f"{libs}/{name}.so.{V}": FILE for name in libraries})
+    found.update({path if merged else path.removeprefix("/usr"): FILE for path in FIRMWARE})
+    found.update(dict.fromkeys(SOCKETS if sockets else [], SOCKET))
     return {**found, "/proc/driver/nvidia": PROC}
 
 

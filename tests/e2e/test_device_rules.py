@@ -16,7 +16,7 @@ from lib import bundle, devicehook, jail, proc, rootfs, runtimes, session, strac
 from lib.bundle import Json
 
 from nvoci.linux import bpfdevice
-from nvoci.linux.cgroup import DeviceRule
+from nvoci.linux.devicerule import DeviceRule
 
 pytestmark = pytest.mark.e2e
 

@@ -15,8 +15,8 @@ from lib import bpfvm, devprogs
 from lib.devprogs import FORMS, Rule
 
 from nvoci.linux import abi, bpf, bpfdevice
-from nvoci.linux.cgroup import DeviceRule
 from nvoci.linux.deviceprog import DevicePrograms
+from nvoci.linux.devicerule import DeviceRule
 from nvoci.linux.fd import Fd
 from tests.kernel import devcgroups
 from tests.kernel.devcgroups import DISK, GPU, NULL, OTHER

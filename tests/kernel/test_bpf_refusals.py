@@ -14,8 +14,8 @@ from lib.devprogs import FORMS, Rule
 
 from nvoci.errors import HookError
 from nvoci.linux import abi, bpf, libc
-from nvoci.linux.cgroup import DeviceRule
 from nvoci.linux.deviceprog import DevicePrograms
+from nvoci.linux.devicerule import DeviceRule
 from nvoci.linux.fd import Fd
 from tests.kernel import devcgroups
 from tests.kernel.namespaced import block, isolated

@@ -14,8 +14,9 @@ from lib.devprogs import Rule
 
 from nvoci.errors import HookError
 from nvoci.linux import abi, cgroup, mount, procfs, syscalls
-from nvoci.linux.cgroup import DeviceCgroup, DeviceRule
+from nvoci.linux.cgroup import DeviceCgroup
 from nvoci.linux.devicelist import DeviceList
+from nvoci.linux.devicerule import DeviceRule
 from nvoci.linux.fd import Fd
 from tests.kernel import devcgroups
 from tests.kernel.namespaced import block, isolated, sh

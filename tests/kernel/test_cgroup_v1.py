@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nvoci.errors import HookError
-from nvoci.linux.cgroup import DeviceRule
 from nvoci.linux.devicelist import DeviceList, Lines
+from nvoci.linux.devicerule import DeviceRule
 from nvoci.linux.fd import Fd
 from tests.kernel import devcgroups
 from tests.kernel.devcgroups import DISK, GPU, NULL, OTHER

@@ -191,7 +191,7 @@ def test_hundreds_of_rules_fit_into_one_request(site: Site) -> None:
 def test_more_rules_than_a_request_has_room_for_are_an_error(unified: Site) -> None:
     before = unified.picture()
     extra = (
-        "import devicehook\nfrom nvoci.linux.cgroup import DeviceRule\nfrom nvoci.hook.devices import AllowDevice\n"
+        "import devicehook\nfrom nvoci.linux.devicerule import DeviceRule\nfrom nvoci.hook.devices import AllowDevice\n"
         "devicehook.plan = lambda prepared, container: [AllowDevice(DeviceRule('c', 200, n)) for n in range(6000)]\n"
         "devicehook.plan.__module__ = 'devicehook'\n"
     )

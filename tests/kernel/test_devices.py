@@ -17,7 +17,7 @@ from nvoci.hook.devices import AllowDevice, BindNode, EmptyFile, MakeNode, Sourc
 from nvoci.hook.operation import Transaction
 from nvoci.hook.preview import Preview
 from nvoci.linux import devnode
-from nvoci.linux.cgroup import DeviceRule
+from nvoci.linux.devicerule import DeviceRule
 from tests.kernel import namespaced
 from tests.kernel.namespaced import KERNELS, Kernel, block, isolated
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from nvoci.errors import HookError
 from nvoci.hook.hostmounts import HostMounts
 from nvoci.hook.operation import Transaction
 from nvoci.hook.operations import Chmod, MakeLink, RemoveFile, WriteFile
-from nvoci.linux import mountinfo
+from nvoci.linux import mountinfo, userns
+from nvoci.linux.fd import Fd
 from nvoci.linux.rootfs import Made, Rootfs
 
 TREE = """
@@ -144,3 +148,89 @@ def test_a_directory_is_not_made_where_the_guard_forbids_it(top: Path) -> None:
         return (top / "host/a").exists()
 
     assert not namespaced.isolated(body)
+
+
+# --- mounts that were there before -----------------------------------------------------------------------------------
+
+# A root that is a mount of its own, a volume of the host in it, and what an engine makes for each container.
+CONTAINER = """
+cd {0}
+mount --bind rootfs rootfs; mount --bind host rootfs/opt/data
+mount -t tmpfs -o mode=755 t rootfs/opt/own
+"""
+REFUSED = "leads into a volume of the host"
+PATHS = {
+    "a link of the image leads into the volume": ("lib/new", REFUSED),
+    "and one with more to go": ("lib/sub/new", REFUSED),
+    "dots after the link": ("lib/../data/new", REFUSED),
+    "the volume lies on the path": ("opt/data/new", ""),
+    "and below it": ("/opt//data/sub/./new", ""),
+    "the container's own tmpfs": ("opt/own/new", ""),
+    "the root's own mount": ("opt/new", ""),
+    "in directories that are not there": ("opt/a/b/new", ""),
+}
+
+
+def written(top: Path, path: str, guard: HostMounts, mounts: str = CONTAINER) -> tuple[str, bool]:
+    """(what was said, whether a file was made)."""
+
+    def body() -> tuple[str, bool]:
+        namespaced.sh(mounts.format(top))
+        root = Rootfs.open(str(top / "rootfs"))
+        guard.protect(root)
+        transaction, said = Transaction(), ""
+        try:
+            transaction.perform("test", WriteFile(root, path.encode(), b"x", 0o644))
+        except HookError as e:
+            said = e.message
+        return said, any("new" in names for _, _, names in os.walk(top / "rootfs"))
+
+    found: tuple[str, bool] = namespaced.isolated(body)
+    return found
+
+
+@pytest.mark.parametrize("case", PATHS)
+def test_a_link_does_not_lead_into_a_volume(top: Path, case: str) -> None:
+    path, words = PATHS[case]
+    said, made = written(top, path, HostMounts())
+    assert (words in said, bool(said), made) == (True, bool(words), not words), said
+
+
+def test_a_volume_of_an_earlier_run_is_known(top: Path) -> None:
+    """What the first call of a start mounted is no secret to the second."""
+    said, made = written(top, "lib/new", HostMounts(), CONTAINER + "mount -o remount,bind,rw rootfs/opt/data\n")
+    assert (REFUSED in said, made) == (True, False)
+
+
+def test_a_read_only_volume_is_left_to_the_kernel(top: Path) -> None:
+    mounts = CONTAINER + "mount -o remount,bind,ro rootfs/opt/data\n"
+    assert written(top, "lib/new", HostMounts(), mounts) == ("", False)  # EROFS: left out with a warning
+
+
+@pytest.mark.parametrize("own_root", [True, False], ids=["of an engine", "of a process that somebody named"])
+@pytest.mark.parametrize("path", ["opt/data/new", "lib/new", "opt/own/new", "opt/new"])
+def test_a_user_namespace_changes_what_its_root_owns(top: Path, path: str, own_root: bool) -> None:
+    """Also where the volume lies on the path: the hook has rights that the container has not."""
+    theirs = {"opt/own/new"} | ({"opt/new"} if own_root else set())
+    mounts = CONTAINER + "chown 100000:100000 rootfs/opt/own\n"
+    said, made = written(top, path, HostMounts((100000, 100000), own_root=own_root), mounts)
+    assert ("is not root of the container" in said, made) == (path not in theirs, path in theirs), said
+
+
+def test_the_root_of_a_user_namespace_on_the_host() -> None:
+    """A process' own is none; another's is what its maps say."""
+    held = Fd(os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY))
+    assert userns.root_of(held.fileno()) is None
+    child = subprocess.Popen(["unshare", "--user", "sleep", "60"], stdin=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 10
+        while os.readlink(f"/proc/{child.pid}/ns/user") == os.readlink("/proc/self/ns/user"):
+            assert time.monotonic() < deadline
+        process = Fd(os.open(f"/proc/{child.pid}", os.O_RDONLY | os.O_DIRECTORY))
+        assert userns.root_of(process.fileno()) == (userns.NOBODY, userns.NOBODY)
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{child.pid}/{name}").write_text("0 100000 65536\n")
+        assert userns.root_of(process.fileno()) == (100000, 100000)
+    finally:
+        child.kill()
+        child.wait()

@@ -20,7 +20,7 @@ from nvoci.errors import HookError
 from nvoci.hook.container import CALLER, HOST, OUTSIDE
 from nvoci.hook.operation import Operation, Transaction
 from nvoci.linux import abi, mount, syscalls
-from nvoci.linux.cgroup import DeviceRule
+from nvoci.linux.devicerule import DeviceRule
 from nvoci.prestart import hostfiles, overlay
 from nvoci.prestart.binds import Allow, Bind, KeepLink, MakeDirectory
 from nvoci.prestart.hostfiles import Host, Source

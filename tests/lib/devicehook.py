@@ -71,7 +71,7 @@ def prepare(options: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
 def plan(prepared: dict[str, Any], container: Container) -> list[Operation]:
     devices = sys.modules["nvoci.hook.devices"]
-    rule = sys.modules["nvoci.linux.cgroup"].DeviceRule
+    rule = sys.modules["nvoci.linux.devicerule"].DeviceRule
     allow = not prepared["no-cgroups"]
     return [
         *(devices.BindNode(container, node, path, allow=allow) for node, path in prepared["bind"]),

@@ -20,7 +20,7 @@ from nvoci.hook.operation import Operation, Transaction
 from nvoci.hook.operations import shown
 from nvoci.linux import abi, devnode, mount
 from nvoci.linux.acting import Acting
-from nvoci.linux.cgroup import DeviceRule
+from nvoci.linux.devicerule import DeviceRule
 from nvoci.linux.fd import Fd
 from nvoci.linux.rootfs import is_pseudo, split
 from nvoci.linux.staging import rename_noreplace

@@ -24,9 +24,10 @@ _MAX_ANCESTORS = 64
 class Place:
     """Where we stand. `process` is a handle of /proc/PID of the container's process, `mnt` of its mount namespace where
     that is to be entered, and `pidfd` of the process itself, where the kernel has pidfd_open(2) (5.3). All three for
-    OUTSIDE; the first and the last for CALLER too, where that process is in another cgroup than we."""
+    OUTSIDE; the first and the last for CALLER too, where that process is in another cgroup than we. `named`: it was not
+    a runtime that told us of the process."""
 
-    __slots__ = ("mnt", "pid", "pidfd", "process", "where")
+    __slots__ = ("mnt", "named", "pid", "pidfd", "process", "where")
 
     def __init__(self, where: str, pid: int = 0, process: Fd | None = None, mnt: Fd | None = None) -> None:
         self.where = where
@@ -34,6 +35,7 @@ class Place:
         self.process = process
         self.mnt = mnt
         self.pidfd: Fd | None = None
+        self.named = False
 
     def enter(self) -> None:
         """setns(2) to the container's mount namespace; only in a single-threaded process. Raises HookError."""
@@ -151,7 +153,9 @@ def named(pid: int) -> Place:
     try:
         mnt = _open_mnt(process)
         if _identity(mnt) != procfs.ns_id(b"self/ns/mnt"):
-            return _held(Place(OUTSIDE, pid, process, mnt))
+            place = _held(Place(OUTSIDE, pid, process, mnt))
+            place.named = True
+            return place
         if procfs.read(b"cgroup", dirfd=process.fileno()) == procfs.read(b"self/cgroup"):
             return Place(CALLER, pid)  # it has nothing that we have not
     except OSError as e:

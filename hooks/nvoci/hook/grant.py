@@ -5,25 +5,30 @@ the rules over the pipe of its report and waits for an answer. The parent adds t
 the worker then reports that all is done; so neither can hold what the other has undone. If one of them dies, the other
 sees the end of its pipe, and both have their deadlines.
 
-Loaded, like the cgroup and bpf modules, only where a hook's module says `DEVICES = True`.
+Loaded only where a hook's module says `DEVICES = True`; what finds and changes cgroups is loaded by who does that: the
+parent loads it, and looks for the container's cgroup, while the worker works.
 """
 
 from __future__ import annotations
 
 import posix
+import sys
 
 from nvoci import log
 from nvoci.errors import HookError, errno_name
-from nvoci.hook import enter, watchdog
+from nvoci.hook import enter, process, watchdog
 from nvoci.hook.container import HOST, INSIDE
 from nvoci.hook.operation import Operation, Transaction
-from nvoci.linux.cgroup import DeviceCgroup, DeviceRule
+from nvoci.linux.devicerule import DeviceRule
 from nvoci.linux.fd import Fd, read_at_most, write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nvoci.linux.cgroup import DeviceCgroup
+
+_CGROUP = "nvoci.linux.cgroup"
 # A request is REQUEST, the rules separated by commas, END; a report begins with a digit.
 _REQUEST, _END = b"+", b"\n"
 _REQUEST_MAX = 60_000  # 3,000 devices and more; a report is read up to 65,536 bytes
@@ -46,6 +51,16 @@ class _Give(Operation):
         return f"allow {', '.join(map(str, self.rules[:_SHOWN]))}{more}"
 
 
+def load() -> None:
+    """The modules that find and change cgroups; before imports are sealed."""
+    __import__("nvoci.linux.cgroup")
+
+
+def _cgroup_of(process: int | None = None, runtime: int | None = None, *, certain: bool = True) -> DeviceCgroup:
+    found: DeviceCgroup = sys.modules[_CGROUP].DeviceCgroup.of(process, runtime, certain=certain)
+    return found
+
+
 class GiveHere(_Give):
     """By this process, which is in the container's cgroup itself. Inside a container that is not the caller's own, it
     must not be the runtime's cgroup as well."""
@@ -62,7 +77,7 @@ class GiveHere(_Give):
 
     def execute(self, transaction: Transaction) -> None:
         if self._place != INSIDE:
-            self._cgroup = DeviceCgroup.of()
+            self._cgroup = _cgroup_of()
             self._cgroup.allow(self.rules)
             return
         try:
@@ -71,12 +86,12 @@ class GiveHere(_Give):
             self._allow_nothing_new(e)
             return
         with runtime:
-            self._cgroup = DeviceCgroup.of(runtime=runtime.fileno())
+            self._cgroup = _cgroup_of(runtime=runtime.fileno())
         self._cgroup.allow(self.rules)
 
     def _allow_nothing_new(self, unseen: HookError) -> None:
         """Where the runtime is not seen, in a user namespace say, only what is allowed already is no error."""
-        self._cgroup = DeviceCgroup.of(certain=False)
+        self._cgroup = _cgroup_of(certain=False)
         try:
             self._cgroup.allow(self.rules)
         except HookError:
@@ -120,7 +135,7 @@ class _Ask(_Give):
 class Giver:
     """The parent's side. Made before the fork; the worker uses `in_worker()` and `ask()`, the parent the rest."""
 
-    __slots__ = ("_answer", "_cgroup", "_process", "_question", "_report")
+    __slots__ = ("_answer", "_cgroup", "_failure", "_process", "_question", "_report")
 
     def __init__(self, process: int, report: int) -> None:
         """process: /proc/PID of the container's process; report: the end of the report's pipe that is written to."""
@@ -130,6 +145,7 @@ class Giver:
         self._answer = Fd(answer)  # the worker reads here
         self._question = Fd(question)  # and the parent writes
         self._cgroup: DeviceCgroup | None = None
+        self._failure: HookError | None = None
 
     def in_worker(self) -> None:
         """After the fork, in the child."""
@@ -140,8 +156,19 @@ class Giver:
         return _Ask(rules, self._report, self._answer)
 
     def in_parent(self) -> None:
-        """After the fork, in the parent."""
-        self._answer.close()
+        """After the fork, in the parent: load what is needed, seal imports, and find the cgroup. An error waits until
+        a rule is asked for: the worker has begun, and must be heard."""
+        try:
+            self._answer.close()
+            load()
+            process.seal_imports()  # the cgroup's files are the kernel's, but the container chose its name
+            self._cgroup = _cgroup_of(self._process)
+        except HookError as e:
+            self._failure = e
+        except Exception as e:  # noqa: BLE001
+            self._failure = HookError(f"device rules: load {_CGROUP}: {type(e).__name__}: {e}", "reinstall nvoci")
+        finally:
+            process.seal_imports()
 
     def feed(self, data: bytes) -> bytes:
         """What was read from the pipe so far; a whole request in it is answered. Returns what belongs to the report."""
@@ -150,7 +177,8 @@ class Giver:
         request, _, rest = data[1:].partition(_END)
         try:
             rules = [DeviceRule.parse(text) for text in request.decode("ascii", "replace").split(",")]
-            self._cgroup = DeviceCgroup.of(self._process)
+            if self._cgroup is None:
+                raise self._failure or HookError("device rules: internal error: asked for twice", "please report it")
             self._cgroup.allow(rules)
             watchdog.check()
             answer = _GIVEN

@@ -1,7 +1,9 @@
-"""The host's files and directories that this process has mounted, so that nothing is changed in them.
+"""What a hook must not change, though a path of the container leads there: files of the host, and what the container's
+own root could not change.
 
-A link of the image may lead to where one is: what a hook then made, changed or removed would be the host's. `Rootfs`
-and the transaction ask before they do so. Nothing is to be paid by a hook that mounts nothing.
+A link of the image may lead into a volume, or to where a file or directory of the host has just been mounted: what a
+hook made, changed or removed there would not be the container's. `Rootfs` and the transaction ask before they do so.
+A volume that lies on the very path which a hook was told is where its owner wants the change.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from _stat import S_ISDIR
 
 from nvoci.errors import HookError
 from nvoci.hook.operations import shown
-from nvoci.linux import abi
-from nvoci.linux.mountinfo import mount_id, own_mounts
+from nvoci.linux import abi, procfs
+from nvoci.linux.mountinfo import Mount, mount_id, own_mounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,30 +22,46 @@ if TYPE_CHECKING:
 
 
 class HostMounts:
-    """Mounts, by id."""
+    """Of one container's root. owner: (uid, gid) of the container's root on the host where it has a user namespace
+    other than ours. own_root: whether the mount that the root lies on was made by the engine, for this container."""
 
-    __slots__ = ("_ids", "_known")
+    __slots__ = ("_fine", "_ids", "_known", "_mounts", "_own_root", "_owner", "_root", "_top")
 
-    def __init__(self) -> None:
-        self._ids: set[int] = set()
+    def __init__(self, owner: tuple[int, int] | None = None, *, own_root: bool = True) -> None:
+        self._ids: set[int] = set()  # of mounts that were made here
         self._known: dict[int, bool] = {}  # id of a mount -> whether it is one of these or lies below one
+        self._fine: set[tuple[int, int]] = set()  # (device, inode) of what was checked
+        self._mounts: dict[int, Mount] = {}
+        self._owner = owner
+        self._own_root = own_root
+        self._root = 0  # the mount that the root lies on
+        self._top = b""  # and its path
 
     @classmethod
     def of(cls, rootfs: Rootfs) -> HostMounts:
         """Those of all who mount in this root."""
         return rootfs.guard if isinstance(rootfs.guard, cls) else cls()
 
+    def protect(self, rootfs: Rootfs) -> None:
+        """Guard `rootfs` from now on. Raises OSError."""
+        self._root = mount_id(rootfs.fileno())
+        self._top = posix.readlink(b"self/fd/%d" % rootfs.fileno(), dir_fd=procfs.handle()).rstrip(b"/")
+        rootfs.guard = self
+
     def add(self, rootfs: Rootfs, fd: int) -> None:
         """Remember the mount that `fd` lies on, and guard `rootfs` from now on."""
         found = mount_id(fd)
         self._ids.add(found)
+        self._fine.clear()
+        self._mounts.clear()
         if S_ISDIR(posix.fstat(fd).st_mode):
             self._known.clear()  # mounts below it may have come with it
         self._known[found] = True
-        rootfs.guard = self
+        if rootfs.guard is not self:
+            self.protect(rootfs)
 
     def holds(self, fd: int) -> bool:
-        """Whether `fd` lies on one of these, or on a mount below."""
+        """Whether `fd` lies on one of the mounts made here, or on a mount below."""
         if not self._ids:
             return False
         found = mount_id(fd)
@@ -55,9 +73,53 @@ class HostMounts:
     def check(self, unsafe_path: bytes, fd: int) -> None:
         """Refuse what `unsafe_path` has led to, where it can be changed. Raises HookError; what is mounted read-only is
         left to the kernel to refuse."""
-        if self.holds(fd) and not posix.fstatvfs(fd).f_flag & abi.ST_RDONLY:
-            raise HookError(f"change {shown(unsafe_path)}: leads into what was mounted from the host",
+        st = posix.fstat(fd)
+        if (st.st_dev, st.st_ino) in self._fine:
+            return
+        why = self._wrong(unsafe_path, fd, st.st_uid)
+        if not why:
+            self._fine.add((st.st_dev, st.st_ino))
+        elif not posix.fstatvfs(fd).f_flag & abi.ST_RDONLY:
+            raise HookError(f"change {shown(unsafe_path)}: {why}",
                             "name a path that is the container's own, or mount it read-only")  # fmt: skip
+
+    def _wrong(self, unsafe_path: bytes, fd: int, uid: int) -> str:
+        if self.holds(fd):
+            return "leads into what was mounted from the host"
+        if not self._root:
+            return ""  # nobody has said what this root is
+        number = mount_id(fd)
+        if number == self._root and self._own_root:
+            return ""
+        if self._owner is not None:
+            return "" if uid == self._owner[0] else f"its owner, uid {uid}, is not root of the container"
+        if self._is_foreign(number) and not self._is_named(unsafe_path, number):
+            return "leads into a volume of the host"
+        return ""
+
+    def _mount(self, number: int) -> Mount | None:
+        if not self._mounts:
+            self._mounts = {one.id: one for one in own_mounts()}
+        return self._mounts.get(number)
+
+    def _is_foreign(self, number: int) -> bool:
+        """Whether the file system is mounted outside of the root too; one that the engine made for the container, as
+        a tmpfs at /dev, is not."""
+        mount = self._mount(number)
+        inside = self._top + b"/"
+        return mount is None or any(
+            one.device == mount.device and one.target != self._top and not one.target.startswith(inside)
+            for one in self._mounts.values()
+        )
+
+    def _is_named(self, unsafe_path: bytes, number: int) -> bool:
+        """Whether the path goes through the very place where it is mounted, without a link."""
+        mount = self._mount(number)
+        parts = [part for part in unsafe_path.split(b"/") if part not in (b"", b".")]
+        if mount is None or b".." in parts or not mount.target.startswith(self._top):
+            return False
+        where = [part for part in mount.target[len(self._top) :].split(b"/") if part]
+        return parts[: len(where)] == where
 
 
 def lineage(parents: dict[int, int], mount: int) -> list[int]:

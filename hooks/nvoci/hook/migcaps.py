@@ -16,7 +16,7 @@ from _stat import S_ISREG
 from nvoci.errors import HookError, hook_error, printable
 from nvoci.hook.devices import Source
 from nvoci.linux import abi, devnode, mount, procfs
-from nvoci.linux.cgroup import DeviceRule
+from nvoci.linux.devicerule import DeviceRule
 from nvoci.linux.fd import Fd, read_at_most
 from nvoci.linux.lookup import lookup
 from nvoci.linux.rootfs import fsencode

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nvoci.hook.container import Container
     from nvoci.hook.devices import Source
     from nvoci.hook.migcaps import Capability, Management
-    from nvoci.linux.cgroup import DeviceRule
+    from nvoci.linux.devicerule import DeviceRule
     from nvoci.linux.fd import Fd
     from nvoci.linux.mount import Mounted, Target
     from nvoci.linux.mount import Source as MountSource

@@ -17,7 +17,7 @@ from nvoci.linux.staging import Staging, sweep
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nvoci.hook.preview import Preview
-    from nvoci.linux.cgroup import DeviceRule
+    from nvoci.linux.devicerule import DeviceRule
     from nvoci.linux.rootfs import Dir
 
 

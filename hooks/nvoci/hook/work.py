@@ -11,8 +11,9 @@ from nvoci import log
 from nvoci.errors import FAILED, OK, HookError, hook_error
 from nvoci.hook import enter, process, watchdog
 from nvoci.hook.container import Container
+from nvoci.hook.hostmounts import HostMounts
 from nvoci.hook.operation import Transaction
-from nvoci.linux import abi, procfs
+from nvoci.linux import abi, procfs, userns
 from nvoci.linux.fd import free_reserve, hold_reserve
 from nvoci.linux.rootfs import Rootfs
 from nvoci.linux.syscalls import prctl
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from nvoci.hook.grant import Giver
     from nvoci.hook.operation import Operation
     from nvoci.hook.settings import Settings
-    from nvoci.linux.cgroup import DeviceRule
+    from nvoci.linux.devicerule import DeviceRule
     from nvoci.oci.state import State
 
     # One hook that has something to do: its name, its module's plan(), what its prepare() returned.
@@ -63,7 +64,10 @@ def work_on(
     devices = any(getattr(sys.modules[plan.__module__], "DEVICES", None) is True for _, plan, _ in steps)
     if devices:
         __import__("nvoci.hook.grant")
-    process.seal_imports()
+    if place.process is None:
+        if devices:
+            sys.modules["nvoci.hook.grant"].load()
+        process.seal_imports()  # else by each of the two processes, after the fork
     try:
         hold_reserve(procfs.handle())
         if place.process is not None:
@@ -109,6 +113,7 @@ class _Job:
     def run(self) -> int:
         """In the right namespace: the root is opened here, after entering, so that it can be mounted on."""
         rootfs = Rootfs.open(self.path)
+        self._guard(rootfs)
         container = Container(rootfs, self.place.where, self.state, self.settings, self.mount_label)
         if self.dry_run:
             return self._preview(container)
@@ -130,6 +135,15 @@ class _Job:
         free_reserve()
         transaction.commit()
         return OK
+
+    def _guard(self, rootfs: Rootfs) -> None:
+        """Somebody who names a process may have made its user namespace, and mounted in it what they like."""
+        process = self.place.process
+        try:
+            owner = userns.root_of(process.fileno()) if process is not None else None
+            HostMounts(owner, own_root=owner is None or not self.place.named).protect(rootfs)
+        except OSError as e:
+            raise hook_error("hook: look at the container's root", e.filename or self.path, e) from None
 
     def _give(self, transaction: Transaction) -> None:
         if self.give is None:
@@ -187,6 +201,7 @@ def _in_worker(job: _Job, devices: bool) -> int:
         giver = sys.modules["nvoci.hook.grant"].Giver(job.place.process.fileno(), write_end)
     pid = posix.fork()
     if pid == 0:
+        process.seal_imports()
         posix.close(read_end)
         if giver is not None:
             giver.in_worker()
@@ -194,9 +209,10 @@ def _in_worker(job: _Job, devices: bool) -> int:
         _worker(job, write_end, parent)
     posix.close(write_end)
     if giver is None:
+        process.seal_imports()
         return _end(_collect(pid, read_end, job.settings.timeout, None))
-    giver.in_parent()
     try:
+        giver.in_parent()
         return _end(_collect(pid, read_end, job.settings.timeout, giver.feed))
     except BaseException:
         giver.undo()

@@ -15,7 +15,7 @@ from nvoci.cdi.error import SpecError
 from nvoci.errors import HookError, errno_name, printable
 from nvoci.hook import devices
 from nvoci.inject import sources, targets
-from nvoci.linux.cgroup import DeviceRule
+from nvoci.linux.devicerule import DeviceRule
 from nvoci.linux.fd import Fd
 from nvoci.linux.rootfs import fsencode
 

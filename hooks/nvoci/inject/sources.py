@@ -13,9 +13,10 @@ from stat import S_ISDIR
 
 from nvoci.errors import HookError, hook_error, printable
 from nvoci.jsonfile import path_from_json
-from nvoci.linux import abi, mount, procfs
+from nvoci.linux import abi, guarded, mount, procfs
 from nvoci.linux.fd import Fd
 from nvoci.linux.mountinfo import own_mounts
+from nvoci.linux.rootfs import fsencode
 from nvoci.linux.syscalls import mount_setattr, move_mount, open_tree
 
 TYPE_CHECKING = False
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 # One descriptor each. The usual limit is 1024, some of which are needed besides, and select(2) knows no more.
 MAX_SOURCES = 800
+_ROOT = posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC
 MISSING = "the specification is not of this host, or older than its files: generate it anew"
 
 
@@ -62,11 +64,15 @@ class HostSource(mount.Source):
 
 
 def open_source(path: str, options: MountOptions) -> HostSource:
-    """Take `path`, links followed, as a source. To be called on the host. Raises HookError."""
+    """Take `path` as a source; links are followed, but none that another than root may have put there: a moment ago it
+    may have led elsewhere. To be called on the host. Raises HookError."""
     try:
-        with Fd(posix.open(path, posix.O_PATH | posix.O_CLOEXEC)) as handle:
-            return _clone(path, options, handle)
+        with Fd(posix.open("/", _ROOT)) as root, guarded.find(root.fileno(), fsencode(path)) as found:
+            return _clone(path, options, found.fd)
     except OSError as e:
+        if e.strerror == guarded.LINK:
+            raise HookError(f"mount {printable(path)}: ELOOP: leads through {guarded.LINK}",
+                            "name in the specification what it leads to") from None  # fmt: skip
         raise hook_error("mount", path, e, MISSING if isinstance(e, FileNotFoundError) else "") from None
 
 

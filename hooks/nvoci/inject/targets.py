@@ -67,6 +67,11 @@ class Place:
         return self._mounts.holds(fd)
 
 
+    def check(self, unsafe_path: bytes, fd: int) -> None:
+        """Raise HookError where nothing must be made."""
+        self._mounts.check(unsafe_path, fd)
+
+
 class MountPoint:
     """What was made to be mounted on, so that undo can take it away again. As the guard of a `Place`'s root it sees
     every directory in which something is about to be made for it."""
@@ -128,6 +133,8 @@ class MountPoint:
         if self._place is not None and self._place.is_host(fd):
             raise HookError(f"make mount point {shown(self._path)}: lies in a directory of the host, mounted "
                             f"before, that has nothing there", "make it on the host")  # fmt: skip
+        if self._place is not None:
+            self._place.check(self._path, fd)
         if is_pseudo(fd):
             raise HookError(f"make mount point {shown(self._path)}: lies in a file system of the kernel's",
                             "there are no files to be made there")  # fmt: skip

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from nvoci.linux.cgroup import DeviceRule
+    from nvoci.linux.devicerule import DeviceRule
 
     # code, registers (dst | src << 4), off, imm
     Instruction = tuple[int, int, int, int]

@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nvoci.linux.cgroup import DeviceRule
+    from nvoci.linux.devicerule import DeviceRule
 
 _NAME = b"nvoci_devices"
 _RLIM_INFINITY = 0xFFFFFFFFFFFFFFFF

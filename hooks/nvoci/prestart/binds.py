@@ -19,7 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nvoci.hook.operation import Transaction
     from nvoci.hook.preview import Preview
-    from nvoci.linux.cgroup import DeviceRule
+    from nvoci.linux.devicerule import DeviceRule
+    from nvoci.linux.fd import Fd
     from nvoci.linux.rootfs import Dir
     from nvoci.prestart.hostfiles import Source
     from nvoci.prestart.points import Point, Points
@@ -60,15 +61,16 @@ class Bind(Operation):
         mode = S_IMODE(source.st.st_mode) & 0o777 & ~_UMASK
         point = self._point = self.points.find(self.path, mode, self._made, directory=source.is_directory)
         with point.fd:
+            handle = point.fd
             if point.fresh or not self._is_there(point):
                 self._mounted = self.points.attach(source, point, self.path)
+                handle = self._mounted.fd
                 if source.rule is not None:
-                    self._check_usable(point)
+                    self._check_usable(handle)
             else:
                 log.info("mounted already", path=shown(self.path))
             if not source.flags & abi.MS_RDONLY:
-                with point.reopen() as seen:
-                    self.points.add_host(seen)
+                self.points.add_host(handle)
         if self.allow and source.rule is not None:
             transaction.allow(source.rule)
 
@@ -78,12 +80,11 @@ class Bind(Operation):
         same = (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
         return same and posix.fstatvfs(point.fd.fileno()).f_flag & self.source.flags == self.source.flags
 
-    def _check_usable(self, point: Point) -> None:
+    def _check_usable(self, mounted: Fd) -> None:
         """Of a device node, when the mount is on record for undo."""
-        with point.reopen() as seen:
-            if posix.fstatvfs(seen.fileno()).f_flag & abi.ST_NODEV:
-                raise HookError(f"{self.describe()}: lies on a mount with nodev, where no device can be opened",
-                                "mount the host's /dev without nodev")  # fmt: skip
+        if posix.fstatvfs(mounted.fileno()).f_flag & abi.ST_NODEV:
+            raise HookError(f"{self.describe()}: lies on a mount with nodev, where no device can be opened",
+                            "mount the host's /dev without nodev")  # fmt: skip
 
     def undo(self) -> None:
         try:

@@ -36,7 +36,7 @@ _LIBRARIES = {
     "libnvidia-rtcore libnvoptix libGLX_nvidia libEGL_nvidia libGLESv2_nvidia libGLESv1_CM_nvidia "
     "libnvidia-glvkspirv libnvidia-cbl",
 }
-TLS = "libnvidia-tls.so"
+TLS = "libnvidia-tls"
 _MAKE_NODE = "load the driver and make its nodes: nvidia-modprobe"
 # Control nodes by name, with the group of libraries or the capability without which a container does not get one.
 _CONTROL = {"nvidiactl": "", "nvidia-uvm": "compute", "nvidia-uvm-tools": "compute", "nvidia-modeset": "display"}
@@ -59,10 +59,17 @@ class Chosen:
     __slots__ = ("channels", "compat32", "control", "firmware", "found", "gpu_nodes", "libraries", "mig_config",
                  "mig_monitor", "mig_nodes", "programs", "selection", "sockets", "wsl")  # fmt: skip
 
-    def __init__(self, found: Found, wanted: Wanted, selection: devices.Selection) -> None:
-        """Raises HookError for what the container is to get and the node does not have."""
+    def __init__(self, found: Found, wanted: Wanted) -> None:
+        """Devices first, then what is demanded of them, then the rest. Raises HookError for what the container is to
+        get and the node does not have."""
         self.found = found
-        self.selection = selection
+        selection = self.selection = devices.select(found, wanted.devices)
+        self.mig_config = devices.management(found, selection, wanted.mig_config, "mig-config")
+        self.mig_monitor = devices.management(found, selection, wanted.mig_monitor, "mig-monitor")
+        if wanted.requirements:
+            from nvoci.prestart import requirements
+
+            requirements.check(wanted.requirements, found.driver, selection.gpus)
         self.wsl = any(node.kind == "wsl" for node in found.device_nodes)
         parts = wanted.parts()
         self.programs = [m for m in found.mounts if m.kind == "binary" and _program(m) in wanted.capabilities]
@@ -74,8 +81,6 @@ class Chosen:
             self._choose_wsl()
         self.control = self._control(wanted, parts)
         self.gpu_nodes = [] if self.wsl else [(gpu, self._gpu_node(gpu)) for gpu in selection.gpus]
-        self.mig_config = devices.management(found, selection, wanted.mig_config, "mig-config")
-        self.mig_monitor = devices.management(found, selection, wanted.mig_monitor, "mig-monitor")
         self.mig_nodes: list[tuple[MigDevice, Gpu, list[DeviceNode]]] = []
         if not self.mig_config and not self.mig_monitor:
             self.mig_nodes = self._migs()
@@ -133,22 +138,9 @@ class Chosen:
 
 
 def choose(found: Found, wanted: Wanted) -> Chosen:
-    """Devices first, then what is demanded of them, then the rest. Raises HookError."""
-    selection = devices.select(found, wanted.devices)
-    if not found.driver.version and not selection.gpus:
-        raise _no_driver(found)
-    if wanted.requirements:
-        from nvoci.prestart import requirements
-
-        requirements.check(wanted.requirements, found.driver, selection.gpus)
-    return Chosen(found, wanted, selection)
-
-
-def _no_driver(found: Found) -> HookError:
-    for problem in found.problems:
-        if problem.stage in ("find the driver", "find NVML", "open NVML", "ask NVML"):
-            return HookError(f"detection error: {problem.replace(hint='').line()}", problem.hint)
-    return HookError(f"detection error: no driver in {found.driver.root}", "install it, or name the driver root")
+    """What a container gets, if the driver's library has answered. Raises HookError."""
+    devices.check_answered(found)
+    return Chosen(found, wanted)
 
 
 def library_names(parts: Iterable[str]) -> frozenset[str]:
@@ -181,7 +173,7 @@ def _libraries(found: Found, parts: frozenset[str], *, compat32: bool) -> list[M
             continue
         directory, _, name = path.rpartition("/")
         if name.endswith(ending) and not directory.endswith("/vdpau"):
-            chosen.setdefault(path if name.startswith(TLS) else name, mount)
+            chosen.setdefault(path if stem(path) == TLS else name, mount)
     return list(chosen.values())
 
 

@@ -21,18 +21,17 @@ from nvoci import log
 from nvoci.discover import inventory
 from nvoci.errors import FAILED, OK, HookError, errno_name, hook_error, printable
 from nvoci.hook import process
-from nvoci.prestart import capabilities, choose, cliargs, clilog, clinode, clioptions, clitext, devices
-from nvoci.prestart.clierror import DETECTION, INITIALIZATION, classed
+from nvoci.prestart import capabilities, choose, cliargs, clilog, clinode, clioptions, clitext, devices, node
+from nvoci.prestart.clierror import DETECTION, INITIALIZATION, classed, worded
 from nvoci.prestart.clioptions import CONFIGURE, INFO, PROGRAM
 from nvoci.prestart.names import items
-from nvoci.prestart.wanted import MPS_DIRECTORY, Wanted
+from nvoci.prestart.wanted import MPS_DIRECTORY, Wanted, own_ldcache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nvoci.discover.model import Found
     from nvoci.prestart.clioptions import Words
 
-FIND_STAGE = "find the driver"  # of discover.driver
 _MPS = b"CUDA_MPS_PIPE_DIRECTORY"
 
 
@@ -53,9 +52,9 @@ def main() -> None:
         message = f"{e.command.name}: {e.message}\n" if e.message else ""
         log.plain(message + clihelp.hint(e.command, not e.message))
     except HookError as e:
-        _fail(classed(e, INITIALIZATION).line())
+        _fail(worded(classed(e, INITIALIZATION)).line())
     except OSError as e:
-        _fail(hook_error(f"{INITIALIZATION}:", e.filename or "", e).line())
+        _fail(worded(hook_error(f"{INITIALIZATION}:", e.filename or "", e)).line())
     except MemoryError:
         _fail(f"{INITIALIZATION}: out of memory (ENOMEM)")
     except Exception as e:  # noqa: BLE001  # the last line of defence: one line instead of a traceback
@@ -100,6 +99,7 @@ def _fail(line: str) -> None:
 def _run(argv: list[str], env: dict[bytes, bytes], directory: str) -> int:
     log.set_level(log.ERROR)
     words = clioptions.parse(argv)
+    user = clinode.user(words)
     words.root = _absolute(words.root, directory)
     debug = words.debug or env.get(clilog.VARIABLE, b"").decode("utf-8", "surrogateescape")
     if debug:
@@ -108,15 +108,15 @@ def _run(argv: list[str], env: dict[bytes, bytes], directory: str) -> int:
     channels = devices.imex_channels(items(words.imex_channels or ""))
     _check_root(words.root)
     mps = env.get(_MPS, b"").decode("utf-8", "surrogateescape")
-    wanted = _wanted(words, channels, mps if mps.startswith("/") else MPS_DIRECTORY)
+    wanted = _wanted(words, channels).replace(user=user, mps_directory=mps if mps.startswith("/") else MPS_DIRECTORY)
     names = process.dangerous(env)
     if names:
         log.warning("started with a dangerous environment", variables=b" ".join(names))
     if words.command == CONFIGURE:
-        return _configure(words, wanted, channels)
-    _load_modules(wanted, channels)
+        return _configure(words, wanted)
+    node.load_modules(wanted.replace(imex_channels=channels))  # also where the inventory holds, if somebody asks for it
     try:
-        text = clinode.use(words, wanted, lambda found: _text(found, words, wanted, channels))
+        text = clinode.use(wanted, lambda found: _text(found, words, wanted, channels))
     except HookError as e:
         raise classed(e, DETECTION) from None
     except OSError as e:
@@ -124,25 +124,12 @@ def _run(argv: list[str], env: dict[bytes, bytes], directory: str) -> int:
     return _print(text)
 
 
-def _configure(words: Words, wanted: Wanted, channels: tuple[int, ...]) -> int:
+def _configure(words: Words, wanted: Wanted) -> int:
     from nvoci.prestart import cliconfigure
 
     cliconfigure.check_capable()
-    _load_modules(wanted, channels)
+    node.load_modules(wanted)
     return cliconfigure.run(words, wanted)
-
-
-def _load_modules(wanted: Wanted, channels: tuple[int, ...]) -> None:
-    """Also where the inventory holds, if somebody asks for it."""
-    if not wanted.load_kmods:
-        return
-    from nvoci.prestart import kmods
-
-    try:
-        with kmods.Place.open(wanted.driver_root) as place:
-            kmods.load(place, channels if wanted.create_imex else ())
-    except OSError as e:
-        log.info(hook_error("load kernel modules: open", e.filename or wanted.driver_root, e).line())
 
 
 def _check_root(path: str) -> None:
@@ -157,7 +144,7 @@ def _absolute(path: str, directory: str) -> str:
     return path if path.startswith("/") else f"{directory.rstrip('/')}/{path}"
 
 
-def _wanted(words: Words, channels: tuple[int, ...], mps: str) -> Wanted:
+def _wanted(words: Words, channels: tuple[int, ...]) -> Wanted:
     """What the command line asks for. `list` looks for no channel, as libnvidia-container does not."""
     configure = words.command == CONFIGURE
     given = [each for each in capabilities.EVERY if each in words.switches or (not configure and each != "compat32")]
@@ -174,7 +161,7 @@ def _wanted(words: Words, channels: tuple[int, ...], mps: str) -> Wanted:
         devbind="no-devbind" not in switches,
         driver_root=words.root,
         ldconfig=words.ldconfig[1:] if words.ldconfig.startswith("@") else "",
-        mps_directory=mps,
+        ldcache=own_ldcache(words.ldcache),
         load_kmods="load-kmods" in switches,
         create_imex="no-create-imex-channels" not in switches,
         persistenced="no-persistenced" not in switches,
@@ -183,20 +170,10 @@ def _wanted(words: Words, channels: tuple[int, ...], mps: str) -> Wanted:
     )
 
 
-def _why_no_library(found: Found) -> str:
-    if any(node.kind == "tegra" for node in found.device_nodes):
-        return "a Tegra system without it: use CDI"
-    told = [problem.line() for problem in found.problems if problem.stage == FIND_STAGE]
-    return told[0] if told else "install the NVIDIA driver, or name its root"
-
-
 def _text(found: Found, words: Words, wanted: Wanted, channels: tuple[int, ...]) -> str:
     """What `info` or `list` prints. Raises HookError where no GPU can be told of, and the driver should know some."""
+    devices.check_answered(found)
     every = devices.select(found, ("all",))
-    driver = found.driver
-    if not every.gpus and not driver.nvml_version and not driver.cuda_version:
-        raise HookError(f"{INITIALIZATION}: load library failed: libnvidia-ml.so.1: no such file or directory",
-                        _why_no_library(found))  # fmt: skip
     for problem in found.problems:
         log.warning(problem.line())
     lost = inventory.unanswered(found)
@@ -204,4 +181,21 @@ def _text(found: Found, words: Words, wanted: Wanted, channels: tuple[int, ...])
         log.plain(f"{PROGRAM}: warning: {lost}")
     if words.command == INFO:
         return clitext.info(found, every.gpus, "csv" in words.switches)
-    return clitext.files(choose.choose(clitext.with_assumed(found), wanted), words, wanted.driver_root, channels)
+    chosen = choose.choose(clitext.with_assumed(found), wanted)
+    if "libraries" in words.switches:
+        _leave_out(chosen, wanted.driver_root)
+    if "binaries" in words.switches and not chosen.wsl:
+        chosen.programs = [
+            each.replace(host_path=clinode.resolved(each.host_path, wanted.driver_root)) for each in chosen.programs
+        ]
+    return clitext.files(chosen, words, wanted.driver_root, channels)
+
+
+def _leave_out(chosen: choose.Chosen, root: str) -> None:
+    """The libraries that a container would not get, told on stderr."""
+    from nvoci.prestart import tls
+
+    chosen.libraries, others = tls.taken(chosen.libraries, root)
+    chosen.compat32, others_32 = tls.taken(chosen.compat32, root)
+    for line in (*others, *others_32):
+        log.plain(f"{PROGRAM}: warning: {printable(line)}")

@@ -18,7 +18,7 @@ from nvoci.hook import enter, settings, work
 from nvoci.linux import procfs
 from nvoci.oci.state import State
 from nvoci.prestart import clinode, logs, plan
-from nvoci.prestart.clierror import COMPAT, CONTAINER, DETECTION, LDCACHE, MOUNT, classed
+from nvoci.prestart.clierror import COMPAT, CONTAINER, DETECTION, LDCACHE, MOUNT, classed, mounted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ def run(words: Words, wanted: Wanted) -> int:
         raise HookError(f"{CONTAINER}: {e.message.replace('read state: ', '', 1)}", e.hint) from None
     state = State("", place.pid, "", words.rootfs, {})
     try:
-        prepared = clinode.use(words, wanted, lambda found: plan.prepare(found, wanted, current))
+        prepared = clinode.use(wanted, lambda found: plan.prepare(found, wanted, current))
     except HookError as e:
         raise classed(e, DETECTION) from None
     try:
         return work.work_on([(MOUNT, _plan, _Steps(prepared))], state, words.rootfs, place, current)
     except HookError as e:
-        raise classed(e, MOUNT) from None
+        raise mounted(e) from None
 
 
 def check_capable() -> None:

@@ -63,5 +63,3 @@ def is_of_another_branch(name: str, version: str) -> bool:
     after = name.partition(".so.")[2]
     branch = after[: len(after) - len(after.lstrip("0123456789"))]
     return bool(branch) and not version.startswith(branch)
-
-

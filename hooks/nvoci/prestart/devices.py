@@ -21,6 +21,10 @@ _HEX = "0123456789abcdef"
 _BLANKS = " \t\n\v\f\r"
 # Stages of the problem that stands for an NVML that did not answer, and of that for a GPU which did not.
 _NO_LIBRARY, _NO_ANSWER, _LOST = ("find NVML", "open NVML"), "ask NVML", "ask NVML about"
+_FIND_DRIVER = "find the driver"  # of discover.driver
+_INITIALIZATION = "initialization error"
+# As the dynamic linker says it.
+_NOT_THERE = "libnvidia-ml.so.1: cannot open shared object file: no such file or directory"
 
 
 class Selection:
@@ -32,6 +36,25 @@ class Selection:
         self.gpus = tuple(gpus)
         self.mig_devices = tuple(mig_devices)
         self.everything = everything
+
+
+def check_answered(found: Found) -> None:
+    """Demand that NVML is there and told of the node, whether a GPU is asked for or not: a driver that does not answer
+    is of no use in a container. Raises HookError."""
+    if found.gpus or _is_wsl(found):
+        return
+    refusal = _refusal(found)
+    if refusal is not None and refusal.message.startswith(_INITIALIZATION):
+        raise refusal
+    if not found.driver.nvml_version and not found.driver.cuda_version:
+        raise HookError(f"{_INITIALIZATION}: load library failed: {_NOT_THERE}", _why_no_library(found))
+
+
+def _why_no_library(found: Found) -> str:
+    if any(node.kind == "tegra" for node in found.device_nodes):
+        return "a Tegra system without it: use CDI"
+    told = [problem.line() for problem in found.problems if problem.stage == _FIND_DRIVER]
+    return told[0] if told else "install the NVIDIA driver, or name its root"
 
 
 def select(found: Found, names: Iterable[str]) -> Selection:
@@ -78,9 +101,9 @@ def _refusal(found: Found) -> HookError | None:
     for problem in found.problems:
         what = f"{problem.subject}: {problem.error}"
         if problem.stage in _NO_LIBRARY:
-            return HookError(f"initialization error: load library failed: {what}", problem.hint)
+            return HookError(f"{_INITIALIZATION}: load library failed: {what}", problem.hint)
         if problem.stage == _NO_ANSWER:
-            return HookError(f"initialization error: nvml error: {what}", problem.hint)
+            return HookError(f"{_INITIALIZATION}: nvml error: {what}", problem.hint)
         if problem.stage == _LOST:
             return HookError(f"detection error: nvml error: {what}", problem.hint)
     return None

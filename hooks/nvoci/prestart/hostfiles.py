@@ -1,6 +1,9 @@
 """What is mounted from the host: files, directories and device nodes, each taken by one descriptor before the container
 is entered, and proved to be what the inventory says.
 
+Sockets and directories may lie where others than root can put things: they are opened component by component, judged by
+that handle and cloned from it. Files and nodes are root's, with all that leads to them.
+
 Performance contract: three system calls a file on a node whose driver lies in `/`: the clone of its mount is made by
 name, and what is checked is the clone.
 """
@@ -13,12 +16,13 @@ from errno import EBADF, EINVAL, ELOOP, EMFILE, ENOENT, ENOTDIR, ENXIO
 
 from nvoci.discover.inventory import Stale
 from nvoci.errors import HookError, errno_name, hook_error, printable
-from nvoci.linux import abi, mount, procfs
-from nvoci.linux.cgroup import DeviceRule
+from nvoci.linux import abi, guarded, mount, procfs
+from nvoci.linux.devicerule import DeviceRule
 from nvoci.linux.fd import Fd
 from nvoci.linux.lookup import lookup
 from nvoci.linux.rootfs import fsencode
 from nvoci.linux.syscalls import mount_setattr, move_mount, open_tree
+from nvoci.prestart.wanted import MPS_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,11 +99,11 @@ class Host:
 
     def socket(self, path: str) -> Source:
         """A socket. Raises as `file`."""
-        return self._checked(self._below(path, SOCKET), S_ISSOCK, "a socket")
+        return self._checked(self._guarded(path, SOCKET), S_ISSOCK, "a socket")
 
     def directory(self, path: str, flags: int) -> Source:
-        """A directory. Raises as `file`."""
-        return self._checked(self._below(path, flags), S_ISDIR, "a directory")
+        """A directory, which another than root has not put there. Raises as `file`."""
+        return self._checked(self._guarded(path, flags), S_ISDIR, "a directory")
 
     def node(self, node: DeviceNode) -> Source:
         """A device node with the number that it was found with. Raises as `file`."""
@@ -118,9 +122,28 @@ class Host:
 
         return self._taken(f"/proc/{path}", take)
 
-    def _below(self, path: str, flags: int, *, resolve: bool = False) -> Source:
+    def _guarded(self, path: str, flags: int) -> Source:
+        """By one handle, and by the rules that discovery has for the MPS directory and its like."""
+        self._check_below(path)
+        own = path[len(self.root) :] != MPS_DIRECTORY
+
+        def take() -> Source:
+            with guarded.find(self._root.fileno(), fsencode(path[len(self.root) :]), follow=own) as found:
+                words = found.stranger()
+                if not own and found.st.st_uid != 0:
+                    words = f"owned by uid {found.st.st_uid}, not by root"
+                if words:
+                    raise Stale(f"open {printable(path)}: {words}")
+                return clone(path, found.fd, flags, movable=self._movable)
+
+        return self._taken(path, take)
+
+    def _check_below(self, path: str) -> None:
         if not path.startswith(self.root + "/"):
             raise Stale(f"open {printable(path)}: not below {printable(self.root)}")
+
+    def _below(self, path: str, flags: int, *, resolve: bool = False) -> Source:
+        self._check_below(path)
 
         def take() -> Source:
             if not self.root and not resolve and self._movable:
@@ -143,7 +166,8 @@ class Host:
         except (OSError, ValueError) as e:
             error = e if isinstance(e, OSError) else OSError(EINVAL, str(e))
             if error.errno in _GONE:
-                raise Stale(f"open {printable(path)}: {errno_name(error.errno or 0)}") from None
+                words = f": {guarded.LINK}" if error.strerror == guarded.LINK else ""
+                raise Stale(f"open {printable(path)}: {errno_name(error.errno or 0)}{words}") from None
             hint = _MANY if error.errno == EMFILE else ""
             raise hook_error("open", path, error, hint) from None
         self._opened.append(source)

@@ -81,6 +81,9 @@ def main() -> None:
         log.error(hook_error(PRESTART, e.filename or "", e).line())
     except MemoryError:
         log.error(f"{PRESTART}: out of memory (ENOMEM)")
+    except ImportError as e:
+        log.error(f"{PRESTART}: load {printable(e.name or '?')}: {printable(e)} (see that the installation is whole, "
+                  "and the runtime's limits of memory and descriptors are not met)")  # fmt: skip
     except Exception as e:  # noqa: BLE001  # the last line of defence: one line instead of a traceback
         log.error(f"{PRESTART}: internal error: {type(e).__name__}: {printable(e)} at {_where(e)} (please report it)")
     posix._exit(code)

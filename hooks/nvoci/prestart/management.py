@@ -11,7 +11,7 @@ from errno import ENOENT, ENOTDIR
 
 from nvoci.errors import HookError, hook_error, printable
 from nvoci.linux import procfs
-from nvoci.linux.cgroup import DeviceRule
+from nvoci.linux.devicerule import DeviceRule
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from nvoci.discover import inventory
 from nvoci.discover.fingerprint import Sources
 from nvoci.prestart.choose import MissingNode
-from nvoci.prestart.wanted import MPS_DIRECTORY
+from nvoci.prestart.wanted import LDCACHE, MPS_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,19 +38,21 @@ def sources(wanted: Wanted) -> Sources:
     top = wanted.driver_root.rstrip("/")
     watch = [top + path for path in (*_FILES, wanted.mps_directory, *_NODES)]
     configuration = f"{_BEFORE}{wanted.mps_directory!r}{_BEHIND}"
-    return Sources(wanted.driver_root, configuration=configuration, watch=watch)
+    if wanted.ldcache:
+        configuration += f"; ldcache={wanted.ldcache!r}"
+    cache = wanted.ldcache or LDCACHE
+    return Sources(wanted.driver_root, configuration=configuration, watch=watch, ldcache=cache)
 
 
 def look(wanted: Wanted) -> Found:
-    """See for yourself, kernel modules and device nodes first if that is wanted. NVML is asked, for up to 10 s. Raises
-    HookError."""
+    """See for yourself. NVML is asked, for up to 10 s. Raises HookError."""
+    if wanted.user or wanted.ldcache:
+        from nvoci.prestart import ownlook
+
+        return ownlook.look(wanted)
     from nvoci.discover.look import Place
     from nvoci.discover.look import look as look_at
 
-    if wanted.load_kmods:
-        from nvoci.prestart import kmods
-
-        kmods.load_on_host(wanted.driver_root, wanted.imex_channels if wanted.create_imex else ())
     options = None
     if wanted.mps_directory != MPS_DIRECTORY:
         from nvoci.discover.node import Options
@@ -60,9 +62,18 @@ def look(wanted: Wanted) -> Found:
         return seen.found
 
 
-def use(wanted: Wanted, action: Callable[[Found], T], path: str = inventory.PATH) -> T:
+def load_modules(wanted: Wanted) -> None:
+    """Kernel modules, and device nodes: for who looks at the node then. Raises nothing."""
+    if wanted.load_kmods:
+        from nvoci.prestart import kmods
+
+        kmods.load_on_host(wanted.driver_root, wanted.imex_channels if wanted.create_imex else ())
+
+
+def use(wanted: Wanted, action: Callable[[Found], T], path: str = inventory.PATH, *, loaded: bool = False) -> T:
     """action(found), which changes nothing and raises `inventory.Stale` for what is not as it was found: then the node
-    is looked at, and it is called once more. So it is where a node is missing that could be made. Raises HookError."""
+    is looked at, and it is called once more. So it is where a node is missing that could be made. Kernel modules are
+    loaded before a look, if that is wanted; loaded: that has been done. Raises HookError."""
     may_make = wanted.load_kmods
 
     def tried(found: Found) -> T:
@@ -80,6 +91,8 @@ def use(wanted: Wanted, action: Callable[[Found], T], path: str = inventory.PATH
     def build() -> Found:
         nonlocal may_make
         may_make = False
+        if not loaded:
+            load_modules(wanted)
         return look(wanted)
 
     return inventory.use(sources(wanted), build, tried, names=wanted.devices, path=path)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import posix
 from _stat import S_IMODE
-from errno import ENOENT, ENOTDIR, ESTALE
+from errno import ENOENT, ENOTDIR
 
 from nvoci import log
 from nvoci.errors import HookError, hook_error
@@ -21,7 +21,7 @@ from nvoci.hook.operation import Operation
 from nvoci.hook.operations import shown
 from nvoci.linux import abi, mount, procfs
 from nvoci.linux.fd import Fd, read_at_most, write_all
-from nvoci.linux.mountinfo import mount_id, own_mounts
+from nvoci.linux.mountinfo import ids, mount_id, own_mounts, own_table
 from nvoci.linux.rootfs import Made
 from nvoci.linux.syscalls import fsconfig_create, fsconfig_set_string, fsmount, fsopen, fstatfs_type, mount_setattr
 from nvoci.linux.syscalls import mount as mount_by_path
@@ -166,16 +166,17 @@ class Generated(Operation):
     def preview(self, view: Preview) -> bool:
         try:
             with mount.find_target(view, self.path) as target:
-                return not (self._is_ours(target.fd) and self._is_complete(target.fd))
+                return not (self._is_ours(target.fd.fileno()) and self._is_complete(target.fd))
         except OSError:
             return True
 
     def execute(self, transaction: Transaction) -> None:
         self._made = transaction.made()
+        self.points.check_place(self.path)
         if not self.mode:
             self._check_there()
         self._point = self._find(self._made)
-        if not self._point.fresh and self._is_ours(self._point.fd):
+        if not self._point.fresh and self._is_ours(self._point.fd.fileno()):
             if self._is_complete(self._point.fd):
                 log.info("mounted already", path=shown(self.path))
                 self._point.fd.close()
@@ -197,11 +198,11 @@ class Generated(Operation):
             raise HookError(f"{self.describe()}: ENOENT", "the container has no procfs, or the driver is not loaded: "
                             "see `mounts` of its config.json, and modprobe nvidia") from None  # fmt: skip
 
-    def _is_ours(self, fd: Fd) -> bool:
+    def _is_ours(self, fd: int) -> bool:
         """Made by an earlier run. The table of mounts is read for a tmpfs only, which a first run does not find."""
-        if fstatfs_type(fd.fileno()) != abi.TMPFS_MAGIC:
+        if fstatfs_type(fd) != abi.TMPFS_MAGIC:
             return False
-        here = mount_id(fd.fileno())
+        here = mount_id(fd)
         return any(one.id == here and (one.fstype, one.source) == (_TMPFS, _SOURCE) for one in own_mounts())
 
     def _is_complete(self, fd: Fd) -> bool:
@@ -251,11 +252,12 @@ class Generated(Operation):
             # A security context has commas of its own.
             words = [b'%s="%s"' % (key, value) if b"," in value else b"%s=%s" % (key, value)
                      for key, value in self._options()]  # fmt: skip
+            before = own_table()
+            known = ids(before)
             mount.at_procfs(lambda: mount_by_path(_SOURCE, path, _TMPFS, _FLAGS, b",".join(words)))
-            mounted = mount.Mounted(target.reopen())
+            # A tmpfs of ours that was there before, at the name of which something else lies by now, is not this one.
+            mounted = mount.seen(target, before, lambda fd: mount_id(fd) not in known and self._is_ours(fd))
         try:
-            if not self._is_ours(mounted.fd):
-                raise OSError(ESTALE, "replaced while it was mounted on", self.path)
             with Fd(procfs.reopen(mounted.fd.fileno(), posix.O_RDONLY | posix.O_DIRECTORY)) as root:
                 self.tree.write(root.fileno(), self.points.owner)
             path = procfs.fd_path(mounted.fd.fileno())

@@ -14,14 +14,12 @@ import posix
 
 from nvoci import log
 from nvoci.discover.inventory import Stale
-from nvoci.elf import Elf, ElfError
 from nvoci.errors import hook_error
 from nvoci.hook import enable_cuda_compat, update_ldcache
 from nvoci.hook.operations import RemoveFile
-from nvoci.linux import abi, procfs
-from nvoci.linux.fd import Fd
+from nvoci.linux import abi
 from nvoci.linux.rootfs import fsencode
-from nvoci.prestart import hostfiles, overlay
+from nvoci.prestart import hostfiles, overlay, tls
 from nvoci.prestart.binds import Allow, Bind, KeepLink, MakeDirectory
 from nvoci.prestart.choose import TLS, Chosen, choose, stem
 from nvoci.prestart.config import LDCONFIG, MOUNT
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
     from nvoci.hook.operation import Operation
     from nvoci.hook.settings import Settings
     from nvoci.hook.work import Step
-    from nvoci.linux.cgroup import DeviceRule
+    from nvoci.linux.devicerule import DeviceRule
     from nvoci.linux.rootfs import Rootfs
     from nvoci.oci.state import State
     from nvoci.prestart.wanted import Wanted
@@ -52,8 +50,6 @@ PROGRAMS = b"/usr/bin"
 _COMPAT, _CACHE = "enable-cuda-compat", "update-ldcache"
 COMPAT_LIBRARIES = b"/usr/local/cuda/compat"
 _DEBIAN = b"etc/debian_version"
-# .note.ABI-tag of the libnvidia-tls to take: GNU/Linux 2.3.99, four words of 32 bits (elf.h, NT_GNU_ABI_TAG).
-_ABI_NOTE, _ABI_TAG = b".note.ABI-tag", b"".join([n.to_bytes(4, "little") for n in (0, 2, 3, 99)])
 _TRIPLET = f"{abi.MACHINE}-linux-gnu".encode()
 _LIBRARIES_32 = {"x86_64": b"/usr/lib/i386-linux-gnu"}
 _SONAMES = {b"libcuda": b"libcuda.so.1", b"libnvidia-opticalflow": b"libnvidia-opticalflow.so.1"}
@@ -318,29 +314,26 @@ def _placed(source: Source, path: str) -> Placed:
 
 
 def _libraries(mounts: Iterable[Mount], host: Host) -> list[Source]:
-    """Of libnvidia-tls only the one that is for a loader with thread-local storage, which its ABI note tells."""
-    found, tls = [], False
+    """Of libnvidia-tls only the one that is for a loader with thread-local storage."""
+    found, has_tls = [], False
     for mount in mounts:
         source = host.file(mount.host_path)
-        if stem(mount.host_path) + ".so" == TLS:
-            if tls or not _has_abi_note(source):
-                log.info("left out, by its ABI note", library=source.path)
+        if stem(mount.host_path) == TLS:
+            reason = tls.TAKEN if has_tls else _tls_refusal(source)
+            if reason:
+                tell = log.info if reason in (tls.OTHER, tls.TAKEN) else log.warning
+                tell("library left out", library=source.path, reason=reason)
                 continue
-            tls = True
+            has_tls = True
         found.append(source)
     return found
 
 
-def _has_abi_note(source: Source) -> bool:
+def _tls_refusal(source: Source) -> str:
     try:
-        with Fd(procfs.reopen(source.object.fileno(), posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY)) as fd:
-            notes = Elf(fd.fileno()).section_notes(_ABI_NOTE)
-    except ElfError as e:
-        log.warning("not a usable ELF file: left out", library=source.path, reason=e)
-        return False
+        return tls.refusal(source.object.fileno())
     except OSError as e:
         raise hook_error("read", source.path, e) from None
-    return any(note.desc[: len(_ABI_TAG)] == _ABI_TAG for note in notes)
 
 
 def _links(points: Points, directory: bytes, group: Iterable[Source]) -> list[Operation]:

@@ -12,7 +12,7 @@ of that (50 us); `nvoci.linux.mount`, which does the same for any target, takes 
 from __future__ import annotations
 
 import posix
-from _stat import S_ISDIR, S_ISLNK
+from _stat import S_ISDIR, S_ISLNK, S_ISREG
 from errno import EEXIST, ELOOP, ENOENT, ENOSPC, ENOTEMPTY, EROFS, ESTALE
 
 from nvoci.errors import HookError
@@ -132,9 +132,7 @@ class Points:
     ) -> Point:
         """The file or directory to mount on, made with `mode` if it is missing. pseudo: it may be the kernel's. Raises
         OSError, HookError."""
-        if self.container.place == HOST:
-            raise HookError(f"mount on {shown(unsafe_path)}: the container has no mount namespace to mount in",
-                            "call the hook with the state of a created container")  # fmt: skip
+        self.check_place(unsafe_path)
         point = self._point(unsafe_path, mode, made, directory)
         if S_ISLNK(point.st.st_mode):
             point.fd.close()
@@ -154,22 +152,21 @@ class Points:
         """As `find`, but a link is returned as it is."""
         above, name = split(unsafe_path)
         parent = self.directory(above, made, unsafe_path)
-        if not directory:
-            try:
-                fd = self._made(parent, name, lambda: posix.open(name, _NEW, mode, dir_fd=parent.fileno()))
-                return Point(parent, name, Fd(fd), fresh=True)
-            except FileExistsError:
-                return Point(parent, name, _open(parent, name, unsafe_path), fresh=False)
-            except OSError as e:
-                raise _not_made(unsafe_path, e) from None
+        fd = None
         try:
-            self._made(parent, name, lambda: posix.mkdir(name, mode, dir_fd=parent.fileno()))
-            fresh = True
+            if directory:
+                self._made(parent, name, lambda: posix.mkdir(name, mode, dir_fd=parent.fileno()))
+            else:
+                fd = Fd(self._made(parent, name, lambda: posix.open(name, _NEW, mode, dir_fd=parent.fileno())))
         except FileExistsError:
-            fresh = False
+            return Point(parent, name, _open(parent, name, unsafe_path), fresh=False)
         except OSError as e:
             raise _not_made(unsafe_path, e) from None
-        return Point(parent, name, _open(parent, name, unsafe_path), fresh=fresh)
+        try:
+            return Point(parent, name, fd or _open(parent, name, unsafe_path), fresh=True)
+        except OSError as e:
+            _take_back(parent, name)
+            raise OSError(e.errno, e.strerror, unsafe_path) from None
 
     def _made(self, parent: Dir, name: bytes, make: Callable[[], T]) -> T:
         """make(), so that what is made at `name` is the container's root's. Raises OSError."""
@@ -180,12 +177,22 @@ class Points:
                 return make()
         except PermissionError:  # in a directory of another's
             result = make()
-            posix.chown(name, *self.owner, dir_fd=parent.fileno(), follow_symlinks=False)
+            try:
+                posix.chown(name, *self.owner, dir_fd=parent.fileno(), follow_symlinks=False)
+            except OSError:
+                _take_back(parent, name)
+                raise
             return result
 
     def make_link(self, parent: Dir, name: bytes, target: bytes) -> None:
         """A new link. Raises OSError, EEXIST where something is there; EROFS is for the caller's transaction."""
         self._made(parent, name, lambda: posix.symlink(target, name, dir_fd=parent.fileno()))
+
+    def check_place(self, unsafe_path: bytes) -> None:
+        """Raise HookError where there is no container, to which a mount would be confined."""
+        if self.container.place == HOST:
+            raise HookError(f"mount on {shown(unsafe_path)}: the container has no mount namespace to mount in",
+                            "call the hook with the state of a created container")  # fmt: skip
 
     # -- looking before mounting ----------------------------------------------------------------------------------
 
@@ -280,6 +287,18 @@ def _open(parent: Dir, name: bytes, unsafe_path: bytes) -> Fd:
         return Fd(posix.open(name, _PATH, dir_fd=parent.fileno()))
     except OSError as e:
         raise OSError(e.errno, e.strerror, unsafe_path) from None
+
+
+def _take_back(parent: Dir, name: bytes) -> None:
+    """Remove what was made a moment ago, and cannot be told from another's later: only something empty, or a link."""
+    try:
+        st = posix.stat(name, dir_fd=parent.fileno(), follow_symlinks=False)
+        if S_ISDIR(st.st_mode):
+            posix.rmdir(name, dir_fd=parent.fileno())
+        elif S_ISLNK(st.st_mode) or (S_ISREG(st.st_mode) and not st.st_size):
+            posix.unlink(name, dir_fd=parent.fileno())
+    except OSError:
+        pass  # filled, or gone
 
 
 def _same(a: posix.stat_result, b: posix.stat_result) -> bool:

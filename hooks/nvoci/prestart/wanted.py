@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nvoci.prestart.request import Request
 
 MPS_DIRECTORY = "/tmp/nvidia-mps"
+LDCACHE = "/etc/ld.so.cache"
 _MPS_VARIABLE = "CUDA_MPS_PIPE_DIRECTORY"
 
 
@@ -22,9 +23,11 @@ class Wanted(Record):
 
     compat_mode: mount, ldconfig or disabled, of the image's CUDA compatibility libraries. cgroups, devbind: whether
     device rules are given and device nodes mounted. ldconfig: the host's, "" for the usual one. engine: of the library
-    cache, "" for the one in the settings. mps_directory: of the MPS daemon. load_kmods, create_imex: whether kernel
-    modules are loaded, and nodes of IMEX channels made, first. persistenced, fabricmanager, gsp_firmware: whether the
-    container gets these."""
+    cache, "" for the one in the settings. ldcache: the host's library cache, in the driver root, where it is not the
+    usual one, else "". user: `UID[:GID]`, names or numbers, that NVML is asked as; "" for an unprivileged one in the
+    groups that device nodes are for. mps_directory: of the MPS daemon. load_kmods, create_imex: whether kernel modules
+    are loaded, and nodes of IMEX channels made, first. persistenced, fabricmanager, gsp_firmware: whether the container
+    gets these."""
 
     SCHEMA = {
         "devices": (texts, REQUIRED),
@@ -39,6 +42,8 @@ class Wanted(Record):
         "driver_root": (path, "/"),
         "ldconfig": (str, ""),
         "engine": (str, ""),
+        "ldcache": (str, ""),
+        "user": (str, ""),
         "mps_directory": (path, MPS_DIRECTORY),
         "load_kmods": (bool, False),
         "create_imex": (bool, True),
@@ -59,6 +64,8 @@ class Wanted(Record):
     driver_root: str
     ldconfig: str
     engine: str
+    ldcache: str
+    user: str
     mps_directory: str
     load_kmods: bool
     create_imex: bool
@@ -90,10 +97,17 @@ def of_request(request: Request, config: Config) -> Wanted:
         cgroups=not config.no_cgroups,
         driver_root=config.driver_root,
         ldconfig=host.ldconfig(config),
+        ldcache=own_ldcache(config.ldcache),
+        user=config.user,
         mps_directory=_mps_directory(config),
         load_kmods=config.load_kmods,
         create_imex=not config.disable_imex_channel_creation,
     )
+
+
+def own_ldcache(path: str) -> str:
+    """Empty for the usual one."""
+    return "" if path == LDCACHE else path
 
 
 def _mps_directory(config: Config) -> str:

@@ -12,7 +12,7 @@ from lib.bpfvm import EXIT, LDX_W, MOV64_K, assemble
 from lib.devprogs import FORMS, Rule
 
 from nvoci.linux import bpfdevice
-from nvoci.linux.cgroup import DeviceRule
+from nvoci.linux.devicerule import DeviceRule
 
 # Few numbers, so that rules and accesses meet.
 MAJORS, MINORS = (1, 195, 4095), (0, 3, 255, (1 << 20) - 1)

@@ -5,10 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from unit.prestart.chosentools import LIB, MIG_UUID, a_node, asked, control, file, library, missing, node, without
+from unit.prestart.chosentools import (
+    LIB,
+    MIG_UUID,
+    VERSION,
+    a_node,
+    asked,
+    control,
+    file,
+    library,
+    missing,
+    node,
+    without,
+)
 from unit.prestart.prestarttools import error
 
-from nvoci.discover.model import Driver, Found
+from nvoci.discover.model import Driver, Found, Problem
 from nvoci.prestart.choose import Chosen, choose, library_names, stem
 
 
@@ -113,6 +125,11 @@ def test_windows_has_one_node_and_a_driver_store() -> None:
 # --- what the node does not have -------------------------------------------------------------------------------------
 
 
+NO_NVML = "libnvidia-ml.so.1: cannot open shared object file: no such file or directory"
+REFUSES = Problem(stage="ask NVML", subject="/l/libnvidia-ml.so.1", error="nvmlInit: X")
+SILENT = Found(driver=Driver(version=VERSION), problems=[REFUSES])
+REFUSED = "/l/libnvidia-ml.so.1: nvmlInit: X"
+UNMET = (("NVIDIA_REQUIRE_X", "driver<500"),)
 MISSING: dict[str, tuple[Found, Any, str]] = {
     "control": (without("/dev/nvidiactl"), asked("0"), "mount error: stat failed: /dev/nvidiactl: ENOENT"),
     "GPU": (without("/dev/nvidia1"), asked("all"), "mount error: stat failed: /dev/nvidia1: ENOENT"),
@@ -122,10 +139,18 @@ MISSING: dict[str, tuple[Found, Any, str]] = {
     ),
     "channel": (a_node(), asked("0", imex_channels=(3, 4)),
                 "mount error: stat failed: /dev/nvidia-caps-imex-channels/channel4: ENOENT"),
-    "driver": (Found(driver=Driver(root="/opt/d")), asked(), "detection error: no driver in /opt/d"),
+    "driver": (Found(driver=Driver(root="/opt/d")), asked(), f"initialization error: load library failed: {NO_NVML}"),
+    "NVML": (SILENT, asked(), f"initialization error: nvml error: {REFUSED}"),
+    "NVML, and a GPU": (SILENT, asked("0"), f"initialization error: nvml error: {REFUSED}"),
     "requirement": (a_node(), asked("0", requirements=(("NVIDIA_REQUIRE_X", "driver<500"),)),
                     "requirement error: unsatisfied condition: driver<500"),
     "device": (a_node(), asked("0", "7"), "device error: 7: unknown device"),
+    "device, before what is demanded": (a_node(), asked("7", requirements=UNMET, mig_config=("0",)),
+                                        "device error: 7: unknown device"),
+    "MIG, before what is demanded": (a_node(), asked("0", requirements=UNMET, mig_config=("0",)),
+                                     "mig-config error: 0: only 'all' devices are currently supported"),
+    "what is demanded, before a node": (without("/dev/nvidiactl"), asked("0", requirements=UNMET),
+                                        "requirement error: unsatisfied condition: driver<500"),
 }  # fmt: skip
 
 

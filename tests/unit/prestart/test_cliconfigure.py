@@ -37,8 +37,10 @@ def refused(result: proc.Result) -> str:
 
 
 def test_one_that_is_gone(zombie: int) -> None:
-    assert refused(configure(f"--pid={zombie}")) == f"pid {zombie}: ESRCH (the container's process is gone)"
-    assert refused(configure("-p4194305")).startswith("pid 4194305: ESRCH ")
+    assert refused(configure(f"--pid={zombie}")) == (
+        f"pid {zombie}: no such process (ESRCH; the container's process is gone)"
+    )
+    assert refused(configure("-p4194305")).startswith("pid 4194305: no such process (ESRCH; ")
 
 
 def test_a_kernel_thread() -> None:
@@ -64,7 +66,7 @@ def test_output_that_cannot_be_written() -> None:
     program = hookproc.entry("main", "nvoci.prestart.cli", "nvidia-container-cli")
     line = " ".join(hookproc.command(["--version"], program))
     full = proc.run(["/bin/sh", "-c", f"{line} >/dev/full"])
-    told = "nvidia-container-cli: initialization error: write the output: ENOSPC ("
+    told = "nvidia-container-cli: initialization error: write the output: no space left on device (ENOSPC; "
     assert (full.rc, full.stderr.startswith(told)) == (1, True), full.stderr
     unread = proc.run([session.PYTHON, "-ISc", f"""
 import os

@@ -75,6 +75,14 @@ CLASSED = {
     "a word that only begins like one": ("mount errors: x", "detection error: mount errors: x"),
     "NVML's": ("initialization error: nvml error: /l: nvmlInit: NVML_ERROR_GPU_IS_LOST",
                "initialization error: nvml error: gpu is lost: /l: nvmlInit: NVML_ERROR_GPU_IS_LOST"),
+    "NVML's that does not answer": (
+        "initialization error: nvml error: /l: nvmlInit: no answer within 10 s",
+        "initialization error: driver rpc error: timed out: /l: nvmlInit: no answer within 10 s",
+    ),
+    "NVML's that crashes": (
+        "initialization error: nvml error: /l: nvmlInit: killed by SIGSEGV",
+        "initialization error: driver rpc error: failed to process request: /l: nvmlInit: killed by SIGSEGV",
+    ),
     "NVML's, of another kind": ("initialization error: nvml error: /l: NVML_ERROR_9", None),
     "NVML's, without a class": ("ask NVML /l: nvmlInit: NVML_ERROR_UNKNOWN",
                                 "detection error: ask NVML /l: nvmlInit: NVML_ERROR_UNKNOWN"),
@@ -87,6 +95,40 @@ def test_every_error_has_a_class(name: str) -> None:
     found = clierror.classed(HookError(message, "do"), "detection error")
     assert (found.message, found.hint) == (wanted or message, "do")
     assert clierror.classed(found, "mount error").message == found.message
+
+
+OF_THE_WORK = {
+    "x: ENOENT": "mount error: x: ENOENT",
+    "mount error: x: ENOENT": "mount error: x: ENOENT",
+    "ldcache error: x": "ldcache error: x",
+    "find device cgroup /a: ESRCH": "container error: find device cgroup /a: ESRCH",
+    "mount error: find device cgroup: mount /a: EPERM": "container error: find device cgroup: mount /a: EPERM",
+}
+
+
+@pytest.mark.parametrize("message", OF_THE_WORK)
+def test_the_class_of_an_error_of_the_work(message: str) -> None:
+    found = clierror.mounted(HookError(message, "do"))
+    assert (found.message, found.hint) == (OF_THE_WORK[message], "do")
+
+
+WORDED = {
+    "an errno": ("x: stat failed: /dev/x: ENOENT", "x: stat failed: /dev/x: no such file or directory", "ENOENT; do"),
+    "a longer one": ("x: /y: ENAMETOOLONG", "x: /y: file name too long", "ENAMETOOLONG; do"),
+    "in the middle": ("x: ENOENT: /y", "x: ENOENT: /y", "do"),
+    "NVML's": ("x: NVML_ERROR_MEMORY", "x: NVML_ERROR_MEMORY", "do"),
+    "capitals": ("device error: EVERY: unknown device", "device error: EVERY: unknown device", "do"),
+    "a name that only looks like one": ("mount error: EX", "mount error: EX", "do"),
+    "no colon": ("ENOENT", "ENOENT", "do"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WORDED)
+def test_an_errno_is_told_in_words(name: str) -> None:
+    message, wanted, hint = WORDED[name]
+    found = clierror.worded(HookError(message, "do"))
+    assert (found.message, found.hint) == (wanted, hint)
+    assert clierror.worded(HookError("x: EPERM")).line() == "x: operation not permitted (EPERM)"
 
 
 def test_a_line_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What is left to the host: which ldconfig, and who NVML runs as."""
+"""What is left to the host: which ldconfig."""
 
 from __future__ import annotations
 
@@ -38,28 +38,3 @@ def test_ldconfig(sbin: Path, configured: str, path: str) -> None:
 
 def test_the_hosts_own() -> None:
     assert host.ldconfig(Config()) in ("/sbin/ldconfig", "/sbin/ldconfig.real")
-
-
-RELEASES: dict[str, tuple[str, str]] = {
-    "SUSE": ('NAME="SLES"\nID="sles"\nID_LIKE="suse"\n', "root:video"),
-    "openSUSE": ('ID_LIKE="suse opensuse"\n', "root:video"),
-    "one quote": ("ID_LIKE='opensuse'\n", "root:video"),
-    "no quotes, no end of line": ("ID_LIKE=suse", "root:video"),
-    "Ubuntu": ("ID=ubuntu\nID_LIKE=debian\n", ""),
-    "part of a word": ("ID_LIKE=susette\n", ""),
-    "another key": ("ID=suse\nNOT_ID_LIKE=suse\n", ""),
-    "empty": ("", ""),
-}
-
-
-@pytest.mark.parametrize(("text", "user"), RELEASES.values(), ids=RELEASES)
-def test_user(tmp_path: Path, text: str, user: str) -> None:
-    path = tmp_path / "os-release"
-    path.write_text(text)
-    assert host.user(Config(), str(path)) == user
-    assert host.user(Config(user="1:2"), str(path)) == "1:2"
-
-
-def test_without_os_release(tmp_path: Path) -> None:
-    assert host.user(Config(), str(tmp_path / "none")) == ""
-    assert host.user(Config(), str(tmp_path)) == ""

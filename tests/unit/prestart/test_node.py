@@ -15,7 +15,7 @@ from nvoci.discover.look import Place
 from nvoci.discover.model import Found
 from nvoci.discover.node import Options
 from nvoci.errors import HookError
-from nvoci.prestart import node
+from nvoci.prestart import kmods, node
 from nvoci.prestart.choose import choose
 
 
@@ -131,6 +131,41 @@ def test_a_node_that_could_be_made_is_looked_for_again(
 def test_who_may_not_make_it_does_not_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     got, looks = looks_of(*LACKS[case], tmp_path, monkeypatch, load=False)
     assert (True in got, looks) == (False, 1)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_modules_are_loaded_once_and_before_the_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: bool
+) -> None:
+    """loaded: the caller has done it."""
+    made, did = Node(tmp_path), []
+    monkeypatch.setattr(kmods, "load_on_host", lambda root, channels: did.append(("load", root, channels)))
+    monkeypatch.setattr(node, "look", lambda wanted: did.append(("look",)) or WHOLE)
+    monkeypatch.setattr(node, "sources", lambda wanted: made.sources())
+    wanted = asked("0", load_kmods=True, imex_channels=(3,), driver_root="/d")
+    for _ in range(2):
+        node.use(wanted, lambda each: bool(choose(each, wanted)), str(tmp_path / "run/inventory"), loaded=loaded)
+    assert did == [*([] if loaded else [("load", "/d", (3,))]), ("look",)]
+
+
+def test_who_has_loaded_modules_may_find_nodes_that_the_inventory_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, looks, path = Node(tmp_path), [without("/dev/nvidia0"), WHOLE], str(tmp_path / "run/inventory")
+    monkeypatch.setattr(kmods, "load_on_host", lambda root, channels: pytest.fail("loaded again"))
+    monkeypatch.setattr(node, "look", lambda wanted: looks.pop(0))
+    monkeypatch.setattr(node, "sources", lambda wanted: made.sources())
+    wanted = asked("0", load_kmods=True)
+    with pytest.raises(HookError, match="stat failed: /dev/nvidia0"):
+        node.use(wanted, lambda each: choose(each, wanted), path, loaded=True)
+    assert node.use(wanted, lambda each: choose(each, wanted), path, loaded=True).gpu_nodes
+
+
+def test_a_library_cache_of_its_own_is_another_node_for_the_inventory() -> None:
+    usual, own = (fields(node.sources(asked("0", ldcache=path))) for path in ("", "/opt/d.cache"))
+    assert {name for name in usual if usual[name] != own[name]} == {"configuration", "ldcache"}
+    assert own["ldcache"] == "/opt/d.cache"
+    assert fields(node.sources(asked("0", user="root:video"))) == usual
 
 
 @pytest.mark.parametrize("case", DOES_NOT_MATTER)

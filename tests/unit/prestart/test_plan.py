@@ -261,5 +261,3 @@ def test_directories_of_libraries_are_the_image_s(tmp_path: Path, spec: str) -> 
         pytest.skip("names of another machine")
     root = Rootfs.open(str(rootfs.tree(tmp_path / "rootfs", spec)))
     assert tuple(each.decode() for each in library_directories(root)) == DIRECTORIES[spec]
-
-

@@ -48,6 +48,20 @@ TABLE = {
         true |brand!=geforce|     false |brand!=tesla|     false |brand=unknown|   false |brand=tesl|
         false |brand=tesla.|      false |brand=a=b|        invalid |brand=>|       true |brand!=x!=y|
     """,
+    "every operator of a version": """
+        false |driver<549.9|      false |driver<550.163.1| true |driver<550.163.02|
+        false |driver<=549.9|     true |driver<=550.163.1| true |driver<=550.163.02|
+        false |driver=549.9|      true |driver=550.163.1.0| false |driver=550.163.02|
+        true |driver!=549.9|      false |driver!=550.163.1| true |driver!=550.163.02|
+        true |driver>=549.9|      true |driver>=550.163.1| false |driver>=550.163.02|
+        true |driver>549.9|       false |driver>550.163.1| false |driver>550.163.02|
+        false |arch<7.9|          false |arch<8.0.0|       true |arch<8.1|
+        false |arch<=7.9|         true |arch<=8.0.0|       true |arch<=8.1|
+        false |arch=7.9|          true |arch=8.0.0|        false |arch=8.1|
+        true |arch!=7.9|          false |arch!=8.0.0|      true |arch!=8.1|
+        true |arch>=7.9|          true |arch>=8.0.0|       false |arch>=8.1|
+        true |arch>7.9|           false |arch>8.0.0|       false |arch>8.1|
+    """,
     "names": """
         true |CUDA>=12.4|         true |Cuda>=12.4|        false |CUDA>=13|        true |DRIVER>=550|
         true |ARCH=8.0|           true |Brand=TESLA|       invalid |foo=1|         invalid |cud=1|
