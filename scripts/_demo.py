@@ -1,20 +1,24 @@
-"""Show what nvoci does: one container with a driver's files mounted, started without and with the hooks; and one that
-gets a GPU by its CDI name.
+"""Show what nvoci does: containers without and with a driver and GPUs, in each way that engines ask hooks for them.
 
-scripts/demo has installed what is needed. This installs nvoci into a temporary prefix, makes a small image, and starts
-it four times through runc. Every line that is shown is checked as well. The driver is this machine's own, or a
-simulated one. What it makes lies in a private mount namespace and goes with it.
+One has a driver's files mounted and is started without and with the hooks; one gets a GPU by its CDI name; others ask
+the prestart hook, for GPUs or a MIG device; and Docker is told --gpus. scripts/demo has installed what is needed. This
+installs nvoci into a temporary prefix and makes small images. Every line that is shown is checked as well. The driver
+is this machine's own, or a simulated one. What it makes lies in a private mount namespace and goes with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 # -I leaves the script's own directory out of sys.path.
@@ -23,38 +27,19 @@ sys.dont_write_bytecode = True
 
 import _demo_cdi as cdi  # noqa: E402
 import _demo_container as container  # noqa: E402
+import _demo_docker as docker  # noqa: E402
 import _demo_node as node_of  # noqa: E402
+import _demo_prestart as prestart  # noqa: E402
+from _demo_rows import ABSENT, Row, Rows, becomes, show, stays  # noqa: E402
 from _private import WITHIN, ToolError, enter, install, run_again  # noqa: E402
 
 PYTHON = "/usr/bin/python3"
-ABSENT = "-"
-LABEL, WIDTH = 32, 43  # of the first column and the last; a line has at most 100
-
-Check = Callable[[str, str], bool]
-
-
-class Row(NamedTuple):
-    """One claim: what is looked at, by which key of the container's report, and what before and after must be."""
-
-    label: str
-    key: str
-    check: Check
 
 
 # --- what is shown --------------------------------------------------------------------------------------------------
 
 
-def becomes(old: str, new: str) -> Check:
-    """Exactly this before, and that after."""
-    return lambda before, after: (before, after) == (old, new)
-
-
-def stays(value: str = "") -> Check:
-    """The same before and after: `value`, or anything that is there."""
-    return lambda before, after: before == after and after == (value or after) and after not in {"", ABSENT}
-
-
-def rows_for(node: node_of.Node) -> dict[str, list[Row]]:
+def rows_for(node: node_of.Node) -> Rows:
     """Heading -> claims."""
     mask = f'["EGLVisibleDGPUDevices",{sum(1 << minor for minor in node.gpus()):#x}]'
     mounted = [Row(name, f"node:{name}", stays(f"{major}:{minor}")) for name, major, minor in node.first_devices(3)]
@@ -94,7 +79,7 @@ def rows_for(node: node_of.Node) -> dict[str, list[Row]]:
     }  # fmt: skip
 
 
-def rows_of_cache(node: node_of.Node, before: dict[str, str], after: dict[str, str]) -> dict[str, list[Row]]:
+def rows_of_cache(node: node_of.Node, before: dict[str, str], after: dict[str, str]) -> Rows:
     """Heading -> claims about `ldconfig -p` in the container, and what they are made of, in `before` and `after`: the
     directory of each new line, how many of the driver's libraries no line leads to, how many of the image's do."""
     lines = [{key: file for key, file in said.items() if key.startswith("line:")} for said in (before, after)]
@@ -113,7 +98,7 @@ def rows_of_cache(node: node_of.Node, before: dict[str, str], after: dict[str, s
     return {"update-ldcache: `ldconfig -p` in the container": rows}
 
 
-def rows_of_cdi(node: node_of.Node, spec: cdi.Spec) -> dict[str, list[Row]]:
+def rows_of_cdi(node: node_of.Node, spec: cdi.Spec) -> Rows:
     """Heading -> claims about a container before and after it was given a GPU by name."""
     devices = {path: f"{major}:{minor}" for path, major, minor in node.devices()}
     given = [path for path in devices if path in spec.nodes]
@@ -133,48 +118,64 @@ def rows_of_cdi(node: node_of.Node, spec: cdi.Spec) -> dict[str, list[Row]]:
     return {"what the name stands for": nodes, "what its hooks do": hooks, "the host": usual["the host"]}
 
 
-def _brief(key: str, value: str) -> str:
-    if key == "profile" and "[" in value:
-        value = value.rpartition('DGPUDevices",')[2].partition("]")[0]
-        value = f"EGLVisibleDGPUDevices {value}"
-    value = value or ABSENT
-    return value if len(value) <= WIDTH else f"…{value[1 - WIDTH :]}"
-
-
-def show(rows: dict[str, list[Row]], before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """Print the table, at most 100 columns wide; the labels of the claims that do not hold."""
-    wrong = []
-    print(f"\n{'':34} {'before':15} {'after'}")
-    for heading, group in rows.items():
-        print(heading)
-        for row in group:
-            old, new = before.get(row.key, "?"), after.get(row.key, "?")
-            holds = row.check(old, new)
-            wrong += [] if holds else [row.label]
-            shown = f"{_brief(row.key, old):15} {_brief(row.key, new):{WIDTH}}"
-            label = row.label if len(row.label) <= LABEL else f"{row.label[: LABEL - 1]}…"
-            print(f"  {label:{LABEL}} {shown} {'ok' if holds else 'WRONG'}")
-    return wrong
-
-
 # --- the demo -------------------------------------------------------------------------------------------------------
 
 
-def show_cdi(place: Path, program: Path, node: node_of.Node | None) -> tuple[list[str], int]:
+def _name(node: node_of.Node) -> str:
+    return "this machine" if node.real else "a simulated node"
+
+
+def show_cdi(place: Path, program: Path, node: node_of.Node, image: Path) -> tuple[list[str], int]:
     """The container that gets a GPU by name: the labels of the claims that do not hold, and how many there are."""
-    if node is None:
-        print("\nby the Container Device Interface: left out, the simulated node's NVML library is for x86-64")
-        return [], 0
     spec = cdi.generate(place / "cdi", program, node)
-    kind = "this machine" if node.real else "a simulated node"
-    print(f"\nby the Container Device Interface, on {kind} with {len(node.gpus())} GPUs:")
+    print(f"\nby the Container Device Interface, on {_name(node)} with {len(node.gpus())} GPUs:")
     for words in (spec.command, spec.inject_command("config.json")):
         print(textwrap.fill(" ".join(words), 98, initial_indent=" " * 8, subsequent_indent=" " * 14))
-    image = container.make_image(place / "cdi-image", node)
     before, after = (cdi.run(place / f"cdi-{name}", program, image, node, spec, is_given=name == "after")
                      for name in ("before", "after"))  # fmt: skip
     rows = rows_of_cdi(node, spec)
     return show(rows, before, after), sum(map(len, rows.values()))
+
+
+def show_prestart(place: Path, program: Path, node: node_of.Node, image: Path) -> tuple[list[str], int]:
+    """Containers that ask the prestart hook for GPUs: as show_cdi()."""
+    wrong, count = [], 0
+    for name, each, asked in prestart.nodes(place, node):
+        print(f"\nby the prestart hook, on {name}; before, nothing is asked for:")
+        print(f"        hooks.prestart of config.json: {prestart.HOOK} prestart")
+        print(f"        process.env of config.json: {prestart.DEVICES}={asked.devices}")
+        part = place / f"prestart-{asked.devices}"
+        before, after = (prestart.run(part / when, program, image, each, asked, is_asked=when == "after")
+                         for when in ("before", "after"))  # fmt: skip
+        usual = rows_for(each)
+        changed = Row("files and directories changed", "changed", lambda old, new: old == "0" != new)
+        rows = {**prestart.rows_for(each, asked, usual), "the image": [changed], "the host": usual["the host"]}
+        wrong += show(rows, before, after)
+        count += sum(map(len, rows.values()))
+    if node.real:
+        print("\nMIG devices: left out, on a machine with a driver of its own")
+    return wrong, count
+
+
+def show_docker(place: Path, program: Path, node: node_of.Node, image: Path) -> tuple[list[str], int]:
+    """Containers that Docker starts: as show_cdi()."""
+    asked, usual = docker.ask(node), rows_for(node)
+    with docker.start(place / "docker", program, image, node) as engine:
+        print(f"\nby Docker {engine.version}, on {_name(node)} with {len(node.gpus())} GPUs; before, without --gpus:")
+        print(f"        docker run {shlex.join(docker.words(asked))} IMAGE")
+        before, after = (docker.run(engine, node, asked, is_asked=is_asked) for is_asked in (False, True))
+    rows = {**prestart.rows_for(node, asked, usual), "the host": usual["the host"]}
+    return show(rows, before, after), sum(map(len, rows.values()))
+
+
+def show_engines(
+    place: Path, program: Path, node: node_of.Node, answering: node_of.Node
+) -> Iterator[tuple[list[str], int]]:
+    """Each way in which engines ask for GPUs: as show_cdi(). answering: `node` as one whose NVML answers."""
+    image = container.make_image(place / "cdi-image", answering)
+    yield show_cdi(place, program, answering, image)
+    yield show_prestart(place, program, node if node.real else answering, image)
+    yield show_docker(place, program, answering, image)
 
 
 def within(place: Path) -> int:
@@ -196,13 +197,18 @@ def within(place: Path) -> int:
     rows = {**rows, **rows_of_cache(node, before, after), host[0]: host[1]}
     wrong = show(rows, before, after)
     wrong += [f"`{path}` on the host" for path in (container.IMAGE_TARGET,) if os.path.lexists(path)]
-    more, count = show_cdi(place, program, cdi.node_with_nvml(place / "cdi-node", node))
-    wrong += more
-    count += sum(map(len, rows.values()))
+    count = sum(map(len, rows.values()))
+    answering = cdi.node_with_nvml(place / "cdi-node", node)
+    if answering is None:
+        print("\nCDI, the prestart hook, Docker: left out, the simulated node's NVML library is for x86-64")
+    for more, claims in show_engines(place, program, node, answering) if answering else ():
+        wrong += more
+        count += claims
     if wrong:
         print(f"\ndemo: FAILED: {len(wrong)} of {count} claims do not hold: {'; '.join(wrong)}")
         return 1
-    print(f"\ndemo: ok: all {count} claims hold in a container started by runc")
+    engines = "runc and Docker" if answering else "runc"
+    print(f"\ndemo: ok: all {count} claims hold in containers started by {engines}")
     return 0
 
 

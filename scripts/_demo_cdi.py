@@ -56,11 +56,16 @@ def node_with_nvml(place: Path, node: Node) -> Node | None:
     simulated one's NVML library cannot be loaded."""
     if node.real:
         return node._replace(smi=None, socket=None, firmware=[])
+    return simulated(place, SAMPLE)
+
+
+def simulated(place: Path, sample: str) -> Node | None:
+    """A node of lib.simnode; None where its NVML library cannot be loaded."""
     if MACHINE != "x86_64":
         return None
     simnode: Any = importlib.import_module("lib.simnode")
     try:
-        root = simnode.build(simnode.load(simnode.sample(SAMPLE)), place).root
+        root = simnode.build(simnode.load(simnode.sample(sample)), place).root
     except simnode.BuildError as e:
         raise ToolError(str(e)) from None
     (cuda,) = (root / LIBDIR[1:]).glob("libcuda.so.[0-9]*.[0-9]*")

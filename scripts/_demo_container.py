@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,12 +73,23 @@ say socket "$(test -S "$socket" && echo there || echo -)"
 
 
 def name_session() -> None:
-    """Containers and cgroups are named after the demo."""
+    """Containers and cgroups are named after the demo; and whatever outlives its parent is the demo's child."""
+    importlib.import_module("lib.proc").become_subreaper()
     importlib.import_module("lib.session").TOKEN = f"nvoci-demo-{os.getpid()}"  # type: ignore[attr-defined]
 
 
 def forget_session() -> None:
-    """Its cgroups go, also when the runtime that made them was interrupted in the middle of that."""
+    """What an interrupted step left running ends, lest it make anything anew; then cgroups go, also those whose runtime
+    was interrupted in the middle of making them."""
+    descendants, until = importlib.import_module("lib.proc").descendants, time.monotonic() + TIMEOUT
+    while (found := list(descendants(os.getpid()))) and time.monotonic() < until:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        time.sleep(0.01)
     importlib.import_module("lib.runtimes").remove_cgroups(5.0)
 
 
@@ -110,8 +124,8 @@ def hook(program: Path, node: Node) -> dict[str, Any]:
     return {"path": str(program), "args": words, "env": ["NVOCI_HOOK=demo"]}
 
 
-def _script(node: Node) -> str:
-    """What runs in the container."""
+def script(node: Node, more: str = "") -> str:
+    """What runs in the container; `more` is run after it."""
     names = {
         "libdir": LIBDIR, "cache": CACHE, "profile": PROFILE, "params": PARAMS, "linked": IMAGE_TARGET,
         "socket": SOCKET, "ml": ML, "cuda": CUDA, "loader": importlib.import_module("lib.rootfs").LOADER,
@@ -119,7 +133,19 @@ def _script(node: Node) -> str:
         "nodes": " ".join(name for name, _, _ in node.devices()),
         "firmware": " ".join(node.firmware_path(path) for path in node.firmware),
     }  # fmt: skip
-    return "\n".join([*(f"{name}={shlex.quote(value)}" for name, value in names.items()), _REPORT])
+    return "\n".join([*(f"{name}={shlex.quote(value)}" for name, value in names.items()), _REPORT, more])
+
+
+def said(done: Any, engine: str) -> dict[str, str]:
+    """What a container's script printed, by key. done: lib.proc's Result of the engine that started it."""
+    if not done.ok:
+        raise ToolError(f"start a container through {engine}: {done.stderr.strip()[-600:] or done}")
+    return dict(line.split("\t", 1) for line in done.stdout.splitlines() if "\t" in line)
+
+
+def left(done: Any) -> str:
+    """Processes and mounts that a runtime left on what is its host, as a claim has them."""
+    return ", ".join([*done.survivors, *done.mounts_added]) or "nothing"
 
 
 def run(
@@ -137,14 +163,11 @@ def run(
         there = shlex.quote(f"{root}/proc/driver")
         copy = f"mount -t tmpfs -o mode=555 driver {there} && cp -a {shlex.quote(str(node.proc))}/. {there}"
         entries = [bundle.shell_hook(copy), *hooks]
-    argv = ["/bin/sh", "-c", _script(node)]
+    argv = ["/bin/sh", "-c", script(node)]
     stages = {"createContainer": entries} if entries else None
     if edit:
         edit(bundle.make_bundle(place, root, argv, stages) / "config.json")
     else:
         bundle.make_bundle(place, root, argv, stages, mounts=node.mounts(), devices=node.devices())
     done = runtimes.Runtime("runc").run(place, timeout=TIMEOUT, setup=setup)
-    if not done.ok:
-        raise ToolError(f"start a container through runc: {done.stderr.strip()[-600:] or done}")
-    said = dict(line.split("\t", 1) for line in done.stdout.splitlines() if "\t" in line)
-    return {**said, "left": ", ".join([*done.survivors, *done.mounts_added]) or "nothing"}
+    return {**said(done, "runc"), "left": left(done)}

@@ -16,6 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "scripts/demo"
 
 pytestmark = pytest.mark.e2e
+needs_nvml = pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="the simulated node's NVML library is for x86-64"
+)
+simulated = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="what is shown is this machine's own driver")
 
 
 def left() -> set[str]:
@@ -26,42 +30,106 @@ def left() -> set[str]:
     return found | {str(path) for path in Path("/opt").glob("nvoci-demo*")}
 
 
-def test_every_claim_holds_and_nothing_is_left(tmp_path: Path) -> None:
+Table = dict[str, list[str]]  # label -> before, after, verdict; a label that stands twice: the last
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What one run prints, from a directory that is not the checkout; the host is then as it was."""
     before = left()
-    done = subprocess.run([DEMO], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    lines = done.stdout.splitlines()
-    assert re.fullmatch(r"demo: ok: all \d+ claims hold in a container started by runc", lines[-1]), (
-        done.stdout + done.stderr
-    )
-    assert done.returncode == 0
-    assert done.stderr == ""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    done = subprocess.run([DEMO], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     assert left() - before == set()
+    return done.stdout
 
 
-def test_it_shows_each_hook_and_fits_the_terminal() -> None:
-    done = subprocess.run([DEMO], cwd="/", capture_output=True, text=True, timeout=300)
-    shown = {line.strip() for line in done.stdout.splitlines()}
-    assert {"create-symlinks", "chmod", "enable-cuda-compat", "update-ldcache"} <= shown
-    assert {"update-application-profile", "disable-device-node-modification"} <= shown
-    assert max(map(len, done.stdout.splitlines())) <= 100
+def part(shown: str, heading: str) -> str:
+    """From the line that begins so up to the last line of its table."""
+    assert f"\n{heading}" in shown
+    return shown.partition(f"\n{heading}")[2].partition("\n\n")[2].partition("\n\n")[0]
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the simulated node's NVML library is for x86-64")
-def test_it_shows_a_gpu_given_by_its_cdi_name_for_one_hook_process() -> None:
-    done = subprocess.run([DEMO], cwd="/", capture_output=True, text=True, timeout=300)
-    lines = [line.split() for line in done.stdout.partition("by the Container Device Interface")[2].splitlines()]
-    assert ["hook", "processes", "0", "1", "ok"] in lines
-    assert ["/dev/nvidia0", "-"] in [line[:2] for line in lines]
-    words = done.stdout.split()
+def table(text: str) -> Table:
+    """The columns stand at 2, 35 and 51; the verdict is the last word."""
+    lines = [line for line in text.splitlines() if line.startswith("  ") and not line.startswith("   ")]
+    return {line[2:34].strip(): [line[35:50].strip(), *line[51:].rsplit(None, 1)] for line in lines}
+
+
+def test_every_claim_holds(shown: str) -> None:
+    lines = shown.splitlines()
+    last = re.fullmatch(r"demo: ok: all (\d+) claims hold in containers started by runc( and Docker)?", lines[-1])
+    assert last, shown
+    assert sum(line.startswith("  ") and line.endswith(" ok") for line in lines) == int(last[1])
+    assert "WRONG" not in shown
+
+
+def test_it_shows_each_hook_and_fits_the_terminal(shown: str) -> None:
+    lines = shown.splitlines()
+    assert {"create-symlinks", "chmod", "enable-cuda-compat", "update-ldcache"} <= set(lines)
+    assert {"update-application-profile", "disable-device-node-modification"} <= set(lines)
+    assert max(map(len, lines)) <= 100
+
+
+@needs_nvml
+def test_it_shows_a_gpu_given_by_its_cdi_name_for_one_hook_process(shown: str) -> None:
+    found = table(part(shown, "by the Container Device Interface"))
+    assert found["hook processes"] == ["0", "1", "ok"]
+    assert found["/dev/nvidia0"][0] == "-"
+    words = shown.split()
     assert [words[at : at + 3] for at, word in enumerate(words) if word == "nvoci"] == [
         ["nvoci", "cdi", "generate"],
         ["nvoci", "cdi", "inject"],
     ]
 
 
-def test_it_shows_ldconfig_p_before_and_after() -> None:
-    done = subprocess.run([DEMO], cwd="/", capture_output=True, text=True, timeout=300)
-    lines = done.stdout.splitlines()
+def gpu(number: int) -> list[str]:
+    return ["-", f"195:{number}, may be opened", "ok"]
+
+
+REFUSED = ["refused: EPERM", "refused: EPERM", "ok"]
+
+
+@needs_nvml
+@simulated
+def test_it_shows_two_gpus_given_by_the_prestart_hook_and_no_other(shown: str) -> None:
+    found = table(part(shown, "by the prestart hook, on a simulated node with 8 GPUs"))
+    assert found["NVIDIA_VISIBLE_DEVICES"] == ["-", "0,3", "ok"]
+    assert (found["/dev/nvidia0"], found["/dev/nvidia3"]) == (gpu(0), gpu(3))
+    assert found["/dev/nvidia1, not asked for"] == ["-", "-", "ok"]
+    assert found["195:1 by mknod: GPU 1"] == REFUSED
+    assert found["gpus"] == ["8 GPUs", "0000:07:00.0 0000:4e:00.0", "ok"]
+    assert found["writing params as root"][1] == "refused: Read-only file system"
+    assert found["program using libnvidia-ml.so.1"] == ["exit status 127", "runs", "ok"]
+    assert found["files and directories changed"][0] == "0"
+
+
+@needs_nvml
+@simulated
+def test_it_shows_one_mig_device_given_by_its_uuid(shown: str) -> None:
+    found = table(part(shown, "by the prestart hook, on a simulated node with MIG devices"))
+    assert found["NVIDIA_VISIBLE_DEVICES"][1].startswith("MIG-")
+    assert [label for label in found if label.startswith("nvidia-cap")] == ["nvidia-cap12", "nvidia-cap13"]
+    assert found["device nodes of capabilities"] == ["0", "2", "ok"]
+    assert found["access files in capabilities"][1] == "gpu0/mig/gi1 gpu0/mig/gi1/ci0"
+    refused = ("236:48 by mknod: gpu0/mig/gi5", "236:1 by mknod: mig/config", "195:1 by mknod: GPU 1")
+    assert [found[label] for label in refused] == [REFUSED] * 3
+
+
+@needs_nvml
+@simulated
+def test_it_shows_two_gpus_given_by_docker(shown: str) -> None:
+    assert "        docker run --gpus '\"device=0,1\"' IMAGE" in shown.splitlines()
+    found = table(part(shown, "by Docker "))
+    assert found["NVIDIA_VISIBLE_DEVICES"] == ["-", "0,1", "ok"]
+    assert [found[label] for label in ("/dev/nvidia0", "/dev/nvidia1")] == [gpu(0), gpu(1)]
+    assert found["device nodes of the driver"] == ["0", "5", "ok"]
+    assert found["195:2 by mknod: GPU 2"] == REFUSED
+    assert found["gpus"][1] == "0000:07:00.0 0000:0f:00.0"
+
+
+def test_it_shows_ldconfig_p_before_and_after(shown: str) -> None:
+    lines = shown.splitlines()
     heading = "update-ldcache: `ldconfig -p` in the container"
     rows = [line.split() for line in lines[lines.index(heading) + 1 : lines.index("the host")]]
     found = {row[0]: row[1:] for row in rows[:-2]}
@@ -73,12 +141,16 @@ def test_it_shows_ldconfig_p_before_and_after() -> None:
     assert own[-3] == own[-2]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_interrupted_leaves_nothing(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "begin"),
+    [(signal.SIGINT, "driver: "), pytest.param(signal.SIGTERM, "by Docker ", marks=needs_nvml)],
+    ids=["SIGINT-runc", "SIGTERM-Docker"],
+)
+def test_interrupted_leaves_nothing(number: signal.Signals, begin: str) -> None:
     before = left()
     demo = subprocess.Popen([DEMO], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert demo.stdout is not None
-    assert "driver: " in demo.stdout.readline()  # from here on containers are started
+    assert any(line.startswith(begin) for line in iter(demo.stdout.readline, ""))  # from here on containers are started
     assert left() - before != set()
     if number == signal.SIGINT:
         os.killpg(demo.pid, number)  # as a terminal does
