@@ -41,8 +41,11 @@ def run_again(name: str, words: Sequence[str]) -> int:
     program = [sys.executable, "-IS", str(CHECKOUT / "scripts" / name), WITHIN, place]
     inner = None
     _catch_signals()
+    # Ignored is inherited: until the inner program has handlers of its own, a terminal's SIGINT is the outer one's.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         inner = subprocess.Popen([*own, *program, *words])
+        _catch_signals()
         return inner.wait()
     finally:
         if inner is not None and inner.poll() is None:
