@@ -1,7 +1,7 @@
 """The prestart hook of scripts/bench: containers that ask a simulated node of 8 GPUs for some of them.
 
 Every run has a fresh overlay on a small image, a procfs and a /dev as a runtime makes them, and a process in a
-container's namespaces and in a device cgroup of its own. Needs gcc, for the node's NVML library, and cgroup v1 or v2.
+container's namespaces and in a device cgroup of its own. Needs gcc, for the node's NVML library.
 Standard library only, Python >= 3.9.
 """
 
@@ -21,7 +21,7 @@ from _bench_cases import DISCOVER_RSS_MIB, PRESTART, Case
 from _bench_stage import Bundle, ContainerProcess, Workplace
 from _private import ToolError
 
-from nvoci.linux import abi
+from nvoci.linux import abi, bpf
 from nvoci.linux.syscalls import mount, umount2
 
 if TYPE_CHECKING:
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 STAGE = "prestart"
 SAMPLE, GPUS = "a100", 8
 INVENTORY = Path("/run/nvoci/inventory")
+_V1, _V2 = Path("/sys/fs/cgroup/devices"), Path("/sys/fs/cgroup")
+# What runc allows every container: specconv.AllowedDevices of its libcontainer.
+_RUNC_RULES = (
+    ("c", None, None, "m"), ("b", None, None, "m"), ("c", 1, 3, "rwm"), ("c", 1, 8, "rwm"), ("c", 1, 7, "rwm"),
+    ("c", 5, 0, "rwm"), ("c", 1, 5, "rwm"), ("c", 1, 9, "rwm"), ("c", 136, None, "rwm"), ("c", 5, 2, "rwm"),
+)  # fmt: skip
 LIBRARY = f"usr/lib/{os.uname().machine}-linux-gnu/libcuda.so.550.163.01"
 
 
@@ -118,15 +124,38 @@ def _config(devices: str, capabilities: str, root: Path) -> dict[str, Any]:
     return {"ociVersion": "1.0.2", "process": process, "root": {"path": str(root)}}
 
 
+def cgroup_version() -> str:
+    """Of the containers' device cgroups: v1 where this host has it, v2 where it has nothing else."""
+    if _V1.is_dir():
+        return "v1"
+    if (_V2 / "cgroup.controllers").exists():
+        return "v2"
+    raise ToolError(f"find device cgroups: neither `{_V1}` nor a cgroup2 at `{_V2}`")
+
+
 def _join_cgroup(pid: int) -> Path:
-    """A device cgroup that forbids everything, where this host has cgroup v1; else one without a program."""
-    top = Path("/sys/fs/cgroup/devices")
-    found = (top if top.is_dir() else top.parent) / f"nvoci-bench-{os.getpid()}"
+    """A device cgroup: v1 forbids everything, v2 has the program that runc attaches when a container has no devices but
+    its own."""
+    is_v1 = cgroup_version() == "v1"
+    found = (_V1 if is_v1 else _V2) / f"nvoci-bench-{os.getpid()}"
     found.mkdir()
-    if top.is_dir():
+    if is_v1:
         (found / "devices.deny").write_text("a *:* rwm")
+    else:
+        _attach(found)
     (found / "cgroup.procs").write_text(str(pid))
     return found
+
+
+def _attach(cgroup: Path) -> None:
+    """It goes with the cgroup."""
+    devprogs: Any = importlib.import_module("lib.devprogs")
+    rules = [devprogs.Rule(True, kind, major, minor, access) for kind, major, minor, access in _RUNC_RULES]
+    program = bpf.prog_load(devprogs.runc(rules), b"bench")
+    directory = os.open(cgroup, os.O_RDONLY)
+    bpf.prog_attach(directory, program, bpf.F_ALLOW_MULTI)
+    os.close(directory)
+    os.close(program)
 
 
 def _remove(cgroup: Path) -> None:

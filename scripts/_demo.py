@@ -137,10 +137,10 @@ def show_cdi(place: Path, program: Path, node: node_of.Node, image: Path) -> tup
     return show(rows, before, after), sum(map(len, rows.values()))
 
 
-def show_prestart(place: Path, program: Path, node: node_of.Node, image: Path) -> tuple[list[str], int]:
+def show_prestart(place: Path, program: Path, nodes: list[prestart.Host], image: Path) -> tuple[list[str], int]:
     """Containers that ask the prestart hook for GPUs: as show_cdi()."""
     wrong, count = [], 0
-    for name, each, asked in prestart.nodes(place, node):
+    for name, each, asked in nodes:
         print(f"\nby the prestart hook, on {name}; before, nothing is asked for:")
         print(f"        hooks.prestart of config.json: {prestart.HOOK} prestart")
         print(f"        process.env of config.json: {prestart.DEVICES}={asked.devices}")
@@ -152,20 +152,24 @@ def show_prestart(place: Path, program: Path, node: node_of.Node, image: Path) -
         rows = {**prestart.rows_for(each, asked, usual), "the image": [changed], "the host": usual["the host"]}
         wrong += show(rows, before, after)
         count += sum(map(len, rows.values()))
-    if node.real:
-        print("\nMIG devices: left out, on a machine with a driver of its own")
+        if each.real:
+            print("\nMIG devices: left out, on a machine with a driver of its own")
     return wrong, count
 
 
-def show_docker(place: Path, program: Path, node: node_of.Node, image: Path) -> tuple[list[str], int]:
-    """Containers that Docker starts: as show_cdi()."""
-    asked, usual = docker.ask(node), rows_for(node)
-    with docker.start(place / "docker", program, image, node) as engine:
-        print(f"\nby Docker {engine.version}, on {_name(node)} with {len(node.gpus())} GPUs; before, without --gpus:")
-        print(f"        docker run {shlex.join(docker.words(asked))} IMAGE")
-        before, after = (docker.run(engine, node, asked, is_asked=is_asked) for is_asked in (False, True))
-    rows = {**prestart.rows_for(node, asked, usual), "the host": usual["the host"]}
-    return show(rows, before, after), sum(map(len, rows.values()))
+def show_docker(place: Path, program: Path, nodes: list[prestart.Host], image: Path) -> tuple[list[str], int]:
+    """Containers that Docker starts: as show_cdi(). nodes: as of show_prestart()."""
+    wrong, count = [], 0
+    for name, each, of_runc in nodes:
+        asked, usual = docker.ask(each, of_runc), rows_for(each)
+        with docker.start(place / f"docker-{asked.devices}", program, image, each) as engine:
+            print(f"\nby Docker {engine.version}, on {name}; before, without --gpus:")
+            print(f"        docker run {shlex.join(docker.words(asked))} IMAGE")
+            before, after = (docker.run(engine, each, asked, is_asked=is_asked) for is_asked in (False, True))
+        rows = {**prestart.rows_for(each, asked, usual), "the host": usual["the host"]}
+        wrong += show(rows, before, after)
+        count += sum(map(len, rows.values()))
+    return wrong, count
 
 
 def show_engines(
@@ -174,8 +178,9 @@ def show_engines(
     """Each way in which engines ask for GPUs: as show_cdi(). answering: `node` as one whose NVML answers."""
     image = container.make_image(place / "cdi-image", answering)
     yield show_cdi(place, program, answering, image)
-    yield show_prestart(place, program, node if node.real else answering, image)
-    yield show_docker(place, program, answering, image)
+    nodes = prestart.nodes(place, node if node.real else answering)
+    yield show_prestart(place, program, nodes, image)
+    yield show_docker(place, program, [each._replace(node=answering) if node.real else each for each in nodes], image)
 
 
 def within(place: Path) -> int:

@@ -29,9 +29,9 @@ class Engine(NamedTuple):
     version: str
 
 
-def ask(node: Node) -> prestart.Asked:
-    """Two GPUs, or the one that there is."""
-    return prestart.ask_gpus(node, *range(min(2, len(node.gpus()))))
+def ask(node: Node, asked: prestart.Asked) -> prestart.Asked:
+    """The MIG device, if `asked`, of runc's part, is for one; else two GPUs, or the one that there is."""
+    return asked if asked.access is not None else prestart.ask_gpus(node, *range(min(2, len(node.gpus()))))
 
 
 def words(asked: prestart.Asked) -> list[str]:

@@ -11,7 +11,6 @@ import importlib
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import _demo_cdi as cdi
 import _demo_container as container
 from _demo_node import Node
 from _demo_rows import ABSENT, Row, Rows, becomes
-from _private import CHECKOUT, ToolError
+from _private import ToolError
 
 HOOK = "nvidia-container-runtime-hook"
 DEVICES = "NVIDIA_VISIBLE_DEVICES"
@@ -52,15 +51,6 @@ done
 say smi "$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ')"
 say gpus "$(ls /proc/driver/nvidia/gpus 2>/dev/null | tr '\n' ' ')"
 say access "$(cd /proc/driver/nvidia/capabilities 2>/dev/null && find . -name access | sort | tr '\n' ' ')"
-"""
-# Shows a simulated node in the place of the machine's own things.
-_SHOW = """
-import sys
-sys.dont_write_bytecode = True
-sys.path[:0] = sys.argv[1:3]
-from pathlib import Path
-from lib.simnode import run
-run.show(Path(sys.argv[3]), installed=True)
 """
 
 
@@ -202,15 +192,23 @@ def digest(node: Node, said: dict[str, str]) -> dict[str, str]:
 # --- the containers -------------------------------------------------------------------------------------------------
 
 
-def nodes(place: Path, node: Node) -> list[tuple[str, Node, Asked]]:
-    """Which nodes containers are started on, with their names and what is asked for; `node` has NVML."""
+class Host(NamedTuple):
+    """A node that containers are started on, what the claims call it, and what is asked for there."""
+
+    name: str
+    node: Node
+    asked: Asked
+
+
+def nodes(place: Path, node: Node) -> list[Host]:
+    """This machine, or the simulated nodes; `node` has NVML."""
     if node.real:
         smi = node.smi if node.smi and str(node.smi.parent) in {"/usr/bin", "/bin"} else None
-        return [("this machine", node._replace(smi=smi), ask_gpus(node, 0))]
+        return [Host("this machine", node._replace(smi=smi), ask_gpus(node, 0))]
     mig = cdi.simulated(place / "mig-node", MIG_SAMPLE)
     assert mig is not None
     several = f"a simulated node with {len(node.gpus())} GPUs"
-    return [(several, node, ask_gpus(node, 0, 3)), ("a simulated node with MIG devices", mig, ask_mig(mig))]
+    return [Host(several, node, ask_gpus(node, 0, 3)), Host("a simulated node with MIG devices", mig, ask_mig(mig))]
 
 
 def script(node: Node, asked: Asked) -> str:
@@ -230,21 +228,7 @@ def host(place: Path, node: Node) -> str:
     config = f"if [ -e {_CONFIG} ]; then mount --bind {shlex.quote(str(empty))} {_CONFIG}; fi\n"
     if node.proc is None:
         return f"mount -t tmpfs run /run\n{config}"
-    paths = (CHECKOUT / "tests", CHECKOUT / "hooks", node.proc.parent.parent)
-    return f"{shlex.join([sys.executable, '-IS', '-c', _SHOW, *map(str, paths)])}\n{config}"
-
-
-def driver_hook(node: Node, root: str) -> list[dict[str, Any]]:
-    """What a driver's kernel module adds to every procfs: mounted in the container by a hook before ours."""
-    if node.proc is None:
-        return []
-    there = shlex.quote(f"{root}/proc/driver")
-    copy = f"mount -t tmpfs -o mode=555 driver {there} && cp -r {shlex.quote(str(node.proc))}/. {there}"
-    pid = """pid=$(tr -d '\\n' | sed 's/.*"pid": *\\([0-9]*\\).*/\\1/')"""
-    hook: dict[str, Any] = importlib.import_module("lib.bundle").shell_hook(
-        f'{pid}; exec nsenter --target "$pid" --mount /bin/sh -ec {shlex.quote(copy)}'
-    )
-    return [hook]
+    return f"{importlib.import_module('lib.hostnode').show(node.proc.parent.parent)}{config}"
 
 
 def run(place: Path, program: Path, image: Path, node: Node, asked: Asked, *, is_asked: bool) -> dict[str, str]:
@@ -256,7 +240,8 @@ def run(place: Path, program: Path, image: Path, node: Node, asked: Asked, *, is
     shutil.copytree(image, root, symlinks=True)
     before = oracle.content_only(oracle.snapshot(root))
     ours = {"path": str(program.with_name(HOOK)), "args": [HOOK, "prestart"], "env": ["NVOCI_HOOK=demo"]}
-    hooks = {"prestart": [*driver_hook(node, str(root)), ours]}
+    driver = [importlib.import_module("lib.hostnode").driver_hook(node.proc, root)] if node.proc else []
+    hooks = {"prestart": [*driver, ours]}
     env = [*bundle.STANDARD_ENV, *([f"{DEVICES}={asked.devices}"] if is_asked else [])]
     bundle.make_bundle(place, root, ["/bin/sh", "-c", script(node, asked)], hooks, env=env)
     done = runtimes.Runtime("runc").run(place, timeout=TIMEOUT, setup=host(place, node))

@@ -65,6 +65,9 @@ def errno_name(number: int) -> str:
 
 
 def hook_error(stage: str, unsafe_object: object, error: OSError, hint: str = "") -> HookError:
-    """`STAGE OBJECT: ERRNO`, with the usual remedy of that errno unless the caller knows a better one."""
+    """`STAGE OBJECT: ERRNO`, with the usual remedy of that errno unless the caller knows a better one. An empty object
+    is left out: `e.filename or ""` of a call that names no file."""
     number = error.errno or 0
-    return HookError(f"{stage} {printable(unsafe_object)}: {errno_name(number)}", hint or _HINTS.get(number, ""))
+    name = printable(unsafe_object)
+    what = f"{stage} {name}" if name else stage.rstrip(":")
+    return HookError(f"{what}: {errno_name(number)}", hint or _HINTS.get(number, ""))

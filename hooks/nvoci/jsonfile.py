@@ -137,7 +137,8 @@ def open_regular(path: str | bytes, stage: str) -> Fd:
         if fd.stat()[1:3] == before[1:3]:
             return fd
         fd.close()  # a writer has just put a new file in its place
-    raise HookError(f"{stage} {printable(path)}: replaced while it was opened, again and again")
+    raise HookError(f"{stage} {printable(path)}: replaced while it was opened, again and again",
+                    "find out who writes it so often")  # fmt: skip
 
 
 def read_file(path: str | bytes, limit: int, stage: str, refuse_mode: int = 0, owners: tuple[int, ...] = ()) -> bytes:

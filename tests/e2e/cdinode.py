@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import yaml
 from e2e.gpunode import CUDA, ML, PARAMS, PROFILE, Seen, make_image, seen
-from lib import compat, hookproc, jail, proc, runtimes, session
-from lib.bundle import Json, make_bundle, shell_hook
+from lib import compat, hookproc, hostnode, jail, proc, runtimes, session
+from lib.bundle import Json, make_bundle
 from simnode.nodes import built
 
 SAMPLE = "a100"  # 8 GPUs
@@ -45,14 +45,6 @@ say params "$(sed -n 's/^ModifyDeviceFiles: //p' {PARAMS})"
 say profile "$(cat {PROFILE})"
 for name in {CUDA} {ML}; do "/usr/bin/probe-$name" >/dev/null 2>&1; say "loads $name" $?; done
 say groups "$(id -G)"
-"""
-_SHOW = """
-import sys
-sys.dont_write_bytecode = True
-sys.path[:0] = sys.argv[1:3]
-from pathlib import Path
-from lib.simnode import run
-run.show(Path(sys.argv[3]), installed=True)
 """
 
 
@@ -94,15 +86,11 @@ class CdiNode:
 
     def setup(self) -> str:
         """For a jail: it is the node from here on."""
-        paths = (session.CHECKOUT / "tests", session.HOOKS, self.root)
-        return f"{shlex.join([session.PYTHON, '-IS', '-c', _SHOW, *map(str, paths)])}\n"
+        return hostnode.show(self.root)
 
     def params_hook(self, root: Path) -> Json:
         """What the driver's kernel module adds to every procfs: mounted in the container by a hook before ours."""
-        there = shlex.quote(f"{root}/proc/driver")
-        copy = f"mount -t tmpfs -o mode=555 driver {there} && cp -r {shlex.quote(str(self.root))}/proc/driver/. {there}"
-        pid = """pid=$(tr -d '\\n' | sed 's/.*"pid": *\\([0-9]*\\).*/\\1/')"""
-        return shell_hook(f'{pid}; exec nsenter --target "$pid" --mount /bin/sh -ec {shlex.quote(copy)}')
+        return hostnode.driver_hook(self.root / "proc/driver", root)
 
     def start(self, runtime: str, form: str, names: Sequence[str], newest: str = "") -> Seen:
         """By `runtime`, with a config.json into which `nvoci cdi inject` put the devices on this node."""

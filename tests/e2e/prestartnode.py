@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from e2e.gpunode import Seen, make_image, seen
-from lib import compat, hookproc, jail, proc, runtimes, session
-from lib.bundle import STANDARD_ENV, Json, make_bundle, shell_hook
+from lib import compat, hookproc, hostnode, jail, proc, runtimes, session
+from lib.bundle import STANDARD_ENV, Json, make_bundle
 from simnode.nodes import built
 
 CONFIG = "/etc/nvidia-container-runtime/config.toml"
+CAPS_MAJOR = 236  # of every sample with MIG devices
 _STATE = "/run/prestart-state"
 REPORT = r"""
 say() { printf '%s\t%s\n' "$1" "$2"; }
@@ -49,14 +50,6 @@ for number in ${others:-195:1}; do
 done
 say uid "$(awk '{ print $2 }' /proc/self/uid_map)"
 """
-_SHOW = """
-import sys
-sys.dont_write_bytecode = True
-sys.path[:0] = sys.argv[1:3]
-from pathlib import Path
-from lib.simnode import run
-run.show(Path(sys.argv[3]), installed=True)
-"""
 
 
 class PrestartNode:
@@ -73,8 +66,7 @@ class PrestartNode:
         # A procfs that nothing is mounted on: without one the kernel lets no user namespace mount its own.
         text = f"mount -t proc proc {session.new_dir('proc')}\n"
         text += jail.host_files({CONFIG: config}) if config else ""
-        paths = (session.CHECKOUT / "tests", session.HOOKS, self.root)
-        text += f"{shlex.join([session.PYTHON, '-IS', '-c', _SHOW, *map(str, paths)])}\n"
+        text += hostnode.show(self.root)
         if inventory is not None:
             text += f"mkdir /run/nvoci; mount --bind {inventory} /run/nvoci\n"
         return text
@@ -94,11 +86,20 @@ class PrestartNode:
         return {"path": path, "args": argv, "env": list(env)}
 
     def driver_hook(self, root: Path) -> Json:
-        """What the driver's kernel module adds to every procfs: mounted in the container by a hook before ours."""
-        there = shlex.quote(f"{root}/proc/driver")
-        copy = f"mount -t tmpfs -o mode=555 driver {there} && cp -r {shlex.quote(str(self.root))}/proc/driver/. {there}"
-        pid = """pid=$(tr -d '\\n' | sed 's/.*"pid": *\\([0-9]*\\).*/\\1/')"""
-        return shell_hook(f'{pid}; exec nsenter --target "$pid" --mount /bin/sh -ec {shlex.quote(copy)}')
+        """See lib.hostnode."""
+        return hostnode.driver_hook(self.root / "proc/driver", root)
+
+    def capability_nodes(self, *instances: str) -> dict[str, str]:
+        """Path -> number of the nodes of MIG instances, such as `gpu0/gi1` and `gpu0/gi1/ci0`, by the driver's own
+        table."""
+        return {f"/dev/nvidia-caps/nvidia-cap{self.minors[name]}": f"{CAPS_MAJOR}:{self.minors[name]}"
+                for name in instances}  # fmt: skip
+
+    @cached_property
+    def minors(self) -> dict[str, str]:
+        """Of the driver's mig-minors: instance -> minor."""
+        lines = (self.root / "proc/driver/nvidia-caps/mig-minors").read_text().splitlines()
+        return {name.removesuffix("/access"): minor for name, _, minor in (line.rpartition(" ") for line in lines)}
 
     def start(
         self,

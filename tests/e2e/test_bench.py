@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lib import jail, proc
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "scripts/bench"
@@ -121,6 +122,20 @@ def test_the_facts_of_the_machine_are_given(document: dict[str, Any]) -> None:
     assert facts["kernel"] == Path("/proc/sys/kernel/osrelease").read_text().strip()
     assert facts["python"].startswith("/usr/bin/python3")
     assert facts["runs"] == 3
+    assert facts["cgroup"] == ("v1" if Path("/sys/fs/cgroup/devices").is_dir() else "v2")
+
+
+def test_with_cgroup_v2_alone_containers_have_a_device_program_that_the_hook_replaces(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    tracer = ["strace", "-f", "-qq", "-e", "signal=none", "-e", "trace=bpf", "-o", log]
+    words = [BENCH, "--runs", "1", "--case", "prestart-one"]
+    done = proc.run([*jail.prefix(jail.cgroup_v2_only()), *tracer, *words], timeout=120)
+    assert done.rc == 0, done.stdout + done.stderr
+    assert re.match(r"kernel \S+ \S+, cgroup v2, \d+ cores", done.stdout)
+    pids = [line.split()[0] for line in log.read_text().splitlines() if "bpf(BPF_PROG_ATTACH, " in line]
+    ours = max(pids, key=pids.count)
+    assert [pid == ours for pid in pids] == [True, False] * (len(pids) // 2)
+    assert len(pids) >= 4
 
 
 def left() -> list[str]:

@@ -156,6 +156,37 @@ def test_a_process_that_is_in_no_container_is_believed(node: PrestartNode, cli: 
     assert result.stdout.split() == ["rc", "0", "nvidia0", "nvidiactl", "--"], result.stderr
 
 
+@pytest.mark.security
+@pytest.mark.skipif(not DEVICES.is_dir(), reason="no device lists (cgroup v1)")
+@pytest.mark.parametrize("words", ["--pid=$P", "--pid=$P --no-devbind"])
+def test_a_service_of_the_host_is_not_given_devices(node: PrestartNode, cli: Path, words: str) -> None:
+    """It is in the mount namespace of whoever calls, and has a cgroup of its own."""
+    root = bare_root()
+    group = DEVICES / f"{session.TOKEN}-service"
+    script = f"""
+        {prepared(root)}
+        mkdir {group} && echo a >{group}/devices.deny && echo 'c 1:3 rwm' >{group}/devices.allow
+        sleep 60 & P=$!; echo $P >{group}/cgroup.procs
+        {cli} configure {words} --device=0 -cu {root}; echo rc $?
+        cat {group}/devices.list; ls {root}/dev
+        kill $P; wait $P; rmdir {group}
+    """
+    result = jail.run(["/bin/sh", "-c", script], setup=node.setup())
+    assert result.stdout.splitlines() == ["rc 1", "c 1:3 rwm"]
+    told = result.stderr.splitlines()[0]
+    assert told.startswith(f"{PROGRAM}container error: pid ")
+    assert " is in this mount namespace, in another cgroup, and has not called (name a process of the" in told
+
+
+def test_who_called_may_be_named(node: PrestartNode, cli: Path) -> None:
+    """As well as any process that has nothing else than the command itself."""
+    root = bare_root()
+    call = f"{cli} configure --pid=$pid -d0 -u --no-cgroups {root}"
+    script = f"{prepared(root)}sleep 60 & for pid in $$ $!; do {call} || echo bad; done; ls {root}/dev; kill $!"
+    result = jail.run(["/bin/sh", "-c", script], setup=node.setup())
+    assert result.stdout.split() == ["nvidia0", "nvidiactl"], result.stderr
+
+
 # -- whoever calls stands for the container ---------------------------------------------------------------------------
 
 
@@ -274,4 +305,5 @@ def test_who_may_not_mount_is_told_so(node: PrestartNode, cli: Path, words: Sequ
 
 def test_a_process_that_is_gone(node: PrestartNode, cli: Path) -> None:
     result = jail.run([cli, "configure", "--pid=4000000", "/tmp/nowhere"], setup=node.setup())
-    assert (result.rc, result.stderr.startswith(f"{PROGRAM}container error: pid 4000000: ESRCH")) == (1, True)
+    told = f"{PROGRAM}container error: pid 4000000: no such process (ESRCH"
+    assert (result.rc, result.stderr.startswith(told)) == (1, True)

@@ -45,9 +45,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def part(shown: str, heading: str) -> str:
-    """From the line that begins so up to the last line of its table."""
-    assert f"\n{heading}" in shown
-    return shown.partition(f"\n{heading}")[2].partition("\n\n")[2].partition("\n\n")[0]
+    """The table below the line that begins so, a pattern."""
+    found = re.split(f"^{heading}", shown, maxsplit=1, flags=re.MULTILINE)
+    assert len(found) == 2
+    return found[1].partition("\n\n")[2].partition("\n\n")[0]
 
 
 def table(text: str) -> Table:
@@ -88,6 +89,7 @@ def gpu(number: int) -> list[str]:
 
 
 REFUSED = ["refused: EPERM", "refused: EPERM", "ok"]
+MIG = "MIG-00000000-aaaa-5bbb-8ccc-000000010000"
 
 
 @needs_nvml
@@ -107,8 +109,11 @@ def test_it_shows_two_gpus_given_by_the_prestart_hook_and_no_other(shown: str) -
 @needs_nvml
 @simulated
 def test_it_shows_one_mig_device_given_by_its_uuid(shown: str) -> None:
-    found = table(part(shown, "by the prestart hook, on a simulated node with MIG devices"))
-    assert found["NVIDIA_VISIBLE_DEVICES"][1].startswith("MIG-")
+    check_mig(table(part(shown, "by the prestart hook, on a simulated node with MIG devices")))
+
+
+def check_mig(found: Table) -> None:
+    assert found["NVIDIA_VISIBLE_DEVICES"] == ["-", MIG, "ok"]
     assert [label for label in found if label.startswith("nvidia-cap")] == ["nvidia-cap12", "nvidia-cap13"]
     assert found["device nodes of capabilities"] == ["0", "2", "ok"]
     assert found["access files in capabilities"][1] == "gpu0/mig/gi1 gpu0/mig/gi1/ci0"
@@ -120,12 +125,19 @@ def test_it_shows_one_mig_device_given_by_its_uuid(shown: str) -> None:
 @simulated
 def test_it_shows_two_gpus_given_by_docker(shown: str) -> None:
     assert "        docker run --gpus '\"device=0,1\"' IMAGE" in shown.splitlines()
-    found = table(part(shown, "by Docker "))
+    found = table(part(shown, r"by Docker \S+, on a simulated node with 8 GPUs"))
     assert found["NVIDIA_VISIBLE_DEVICES"] == ["-", "0,1", "ok"]
     assert [found[label] for label in ("/dev/nvidia0", "/dev/nvidia1")] == [gpu(0), gpu(1)]
     assert found["device nodes of the driver"] == ["0", "5", "ok"]
     assert found["195:2 by mknod: GPU 2"] == REFUSED
     assert found["gpus"][1] == "0000:07:00.0 0000:0f:00.0"
+
+
+@needs_nvml
+@simulated
+def test_it_shows_a_mig_device_given_by_docker_by_its_uuid(shown: str) -> None:
+    assert f"        docker run --gpus '\"device={MIG}\"' IMAGE" in shown.splitlines()
+    check_mig(table(part(shown, r"by Docker \S+, on a simulated node with MIG devices")))
 
 
 def test_it_shows_ldconfig_p_before_and_after(shown: str) -> None:

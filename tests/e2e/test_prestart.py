@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.gpunode import LIBDIR, Seen
+from e2e.gpunode import LIBDIR
 from e2e.prestartnode import PrestartNode
 from e2e.prestartview import (
     ALLOWED,
@@ -35,7 +35,7 @@ from e2e.prestartview import (
     part,
     refused,
 )
-from lib import oracle, rootfs, session
+from lib import oracle, rootfs, session, simnode
 
 pytestmark = pytest.mark.e2e
 
@@ -165,16 +165,21 @@ def test_one_mig_device(mig_node: PrestartNode, name: str) -> None:
 
 def test_all_gpus_and_mig_devices(mig_node: PrestartNode, runtime: str) -> None:
     seen = mig_node.start(runtime, "all")
-    assert seen.result.rc == 0, seen.result.stderr
-    caps = [path for path in part(seen, "node") if path.startswith("/dev/nvidia-caps/")]
-    access = [path for path in mounts(seen) if path.endswith("/access")]
-    # 13 compute instances in 12 GPU instances
-    assert (len(caps), len(access), len(set(caps))) == (25, 25, 25)
-    assert set(part(seen, "node").values()) == {f"{number} {ALLOWED}" for number in numbers(seen)}
+    own = instances("a100-mig")
+    assert len(own) == 25  # 13 compute instances in 12 GPU instances
+    access = [f"/proc/driver/nvidia/capabilities/{name.replace('/', '/mig/', 1)}/access" for name in own]
+    wanted = {**driver_mounts(UTILITY + COMPUTE), **gpu_mounts(*range(8)), **dict.fromkeys(access, PROC)}
+    check(seen, wanted, {**gpu_nodes(*range(8)), **UVM, **mig_node.capability_nodes(*own)})
 
 
-def numbers(seen: Seen) -> list[str]:
-    return [text.partition(" ")[0] for text in part(seen, "node").values()]
+def instances(sample: str) -> list[str]:
+    """Of all MIG devices of the sample, such as `gpu0/gi1` and `gpu0/gi1/ci0`. A GPU's minor is its index there."""
+    found = set()
+    for index, gpu in enumerate(simnode.load(simnode.sample(sample)).nvml["gpus"]):
+        for mig in gpu["mig_devices"]:
+            parent = f"gpu{index}/gi{mig['gpu_instance_id']}"
+            found |= {parent, f"{parent}/ci{mig['compute_instance_id']}"}
+    return sorted(found)
 
 
 @pytest.mark.parametrize("cgroups", ["v1", "v2"])
@@ -188,6 +193,20 @@ def test_who_manages_mig_devices_has_all_of_them(mig_node: PrestartNode, cgroups
     assert mounts(seen)["/dev/nvidia-caps"] == "rw,nosuid,noexec"
     assert part(seen, "other") == {"236:84": ALLOWED, "236:1": ALLOWED, "236:2": DENIED, "236:300": DENIED}
     assert "/proc/driver/nvidia/capabilities/mig/config" in part(seen, "file")
+
+
+@asks_nvml
+@pytest.mark.parametrize(("change", "told"), [
+    ("mv $caps/nvidia-cap1 $caps/away", "nvidia-cap1: ENOENT (make it: nvidia-modprobe -f /proc/driver/nvidia/cap"),
+    ("rm $caps/nvidia-cap1; mknod $caps/nvidia-cap1 c 236 2", "nvidia-cap1: is c 236:2, should be c 236:1 (remove it"),
+    ("mount -o remount,bind,nodev $caps", "lies on a mount with nodev, where no device can be opened"),
+], ids=["no node", "another node", "nodev"])  # fmt: skip
+def test_mig_management_that_would_not_work_is_refused(mig_node: PrestartNode, change: str, told: str) -> None:
+    """Whoever may mount it has no use of it."""
+    env = {"NVIDIA_MIG_CONFIG_DEVICES": "all"}
+    caps = session.new_dir("caps")
+    setup = f"caps=/dev/nvidia-caps; cp -a $caps/. {caps}; mount --bind {caps} $caps; {change}\n"
+    refused(mig_node.start("runc", "0", caps=["CAP_SYS_ADMIN", "CAP_MKNOD"], env=env, setup=setup), told)
 
 
 @asks_nvml
@@ -213,9 +232,10 @@ def test_in_a_user_namespace_mount_points_are_its_root_s(node: PrestartNode, run
     check(seen, {**driver_mounts(UTILITY + COMPUTE), **gpu_mounts(0)}, {**gpu_nodes(0), **UVM})
     assert (seen.said["uid"], part(seen, "file")["/proc/driver/nvidia/params"]) == (str(FIRST), "-r--r--r-- 0:0")
     made = [root / f"{LIBDIR[1:]}/libcuda.so.{V}", root / "usr/bin/nvidia-smi", root / "usr/lib/firmware",
-            root / SOCKETS[0][1:], root / f"{LIBDIR[1:]}/libcuda.so"]  # fmt: skip
+            root / SOCKETS[0][1:]]  # fmt: skip
     assert {(path.lstat().st_uid, path.lstat().st_gid) for path in made} == {(FIRST, FIRST)}
-    modes = [oct(path.lstat().st_mode & 0o7777) for path in made[:4]]
+    assert (root / f"{LIBDIR[1:]}/libcuda.so").lstat().st_uid == owner  # a link's is nobody's matter
+    modes = [oct(path.lstat().st_mode & 0o7777) for path in made]
     assert modes == ["0o755", "0o755", "0o755", "0o644"]
 
 

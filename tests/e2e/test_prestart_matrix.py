@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from e2e import prestartimages
 from e2e.gpunode import COMPAT_DIR, COMPAT_VERSION, Seen
-from e2e.prestartnode import REPORT, PrestartNode
+from e2e.prestartnode import CAPS_MAJOR, REPORT, PrestartNode
 from e2e.prestartview import (
     ALLOWED,
     COMPUTE,
@@ -57,7 +57,7 @@ PROGRAMS_OF = {"utility": PROGRAMS[:3], "compute": PROGRAMS[3:]}
 NODES_OF = {"compute": UVM, "video": UVM, "display": MODESET}
 
 CHANNELS = "/dev/nvidia-caps-imex-channels/channel{}"
-IMEX_MAJOR, CAPS_MAJOR = 234, 236
+IMEX_MAJOR = 234
 CAPABILITIES = "/proc/driver/nvidia/capabilities"
 UNHEARD = "accept-nvidia-visible-devices-envvar-when-unprivileged = false\n"
 BY_MOUNT = "accept-nvidia-visible-devices-as-volume-mounts = true\n"
@@ -219,18 +219,10 @@ def wanted_nodes(row: Row, node: PrestartNode) -> dict[str, str]:
     found = gpu_nodes(*row.gpus)
     for each in parts_of(row):
         found.update(NODES_OF.get(each, {}))
-    lines = (line.rsplit(" ", 1) for line in minors(node).splitlines())
-    table = dict(line for line in lines if len(line) == 2)
     for gpu, gi, ci in row.migs:
-        for key in (f"gpu{gpu}/gi{gi}/access", f"gpu{gpu}/gi{gi}/ci{ci}/access"):
-            found[f"/dev/nvidia-caps/nvidia-cap{table[key]}"] = f"{CAPS_MAJOR}:{table[key]}"
+        found.update(node.capability_nodes(f"gpu{gpu}/gi{gi}", f"gpu{gpu}/gi{gi}/ci{ci}"))
     found.update({CHANNELS.format(number): f"{IMEX_MAJOR}:{number}" for number in row.channels})
     return found
-
-
-def minors(node: PrestartNode) -> str:
-    path = node.root / "proc/driver/nvidia-caps/mig-minors"
-    return path.read_text() if path.exists() else ""
 
 
 def check_profile(row: Row, seen: Seen) -> None:
@@ -279,8 +271,7 @@ def test_mig_management_in_a_privileged_container(
 ) -> None:
     """Its variables are heard though those of others are not."""
     node = PrestartNode(hook, "a100-mig")
-    table = dict(line.rsplit(" ", 1) for line in minors(node).splitlines())
-    others = {ALLOWED: [str(minor), table["gpu1/gi9/access"]], DENIED: [str(3 - minor), table["gpu2/gi1/access"]]}
+    others = {ALLOWED: [str(minor), node.minors["gpu1/gi9"]], DENIED: [str(3 - minor), node.minors["gpu2/gi1"]]}
     numbers = [f"{CAPS_MAJOR}:{number}" for each in others.values() for number in each]
     env = {f"NVIDIA_MIG_{what}_DEVICES": "all", "others": " ".join(numbers)}
     seen = node.start(runtime, "0,1", "utility", env=env, config=UNHEARD, cgroups=other(cgroups, runtime),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from e2e.prestartview import (
     part,
     refused,
 )
-from lib import oracle, runtimes, session
+from lib import jail, oracle, runtimes, session
 
 pytestmark = [
     pytest.mark.e2e,
@@ -48,9 +49,17 @@ class PodmanNode:
         done = subprocess.run([self.nvoci, "hooksd", *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
-    def start(self, runtime: str, devices: str | None, *flags: str, script: str = REPORT) -> Seen:
+    def start(
+        self,
+        runtime: str,
+        devices: str | None,
+        *flags: str,
+        script: str = REPORT,
+        files: Mapping[str, str] | None = None,
+    ) -> Seen:
+        """files: of the host, with their contents."""
         asked = [f"--env=NVIDIA_VISIBLE_DEVICES={devices}"] if devices is not None else []
-        argv, setup = ["/bin/sh", "-c", script], self.node.setup()
+        argv, setup = ["/bin/sh", "-c", script], jail.host_files(files or {}) + self.node.setup()
         options = [*asked, *flags]
         found = seen(
             runtimes.podman(self.root, argv, runtime=runtime, hooks_dir=self.hooks, flags=options, setup=setup)
@@ -102,8 +111,14 @@ def test_a_read_only_container(node: PodmanNode, runtime: str) -> None:
 
 
 def test_a_device_that_is_not_there_starts_no_container(node: PodmanNode, runtime: str) -> None:
-    seen = node.start(runtime, "8")
-    refused(seen, *(["device error: 8: unknown device", "GPU 0 to 7"] if runtime == "runc" else []))
+    """With one line, which crun drops: it is in the log file."""
+    log = session.new_dir("out") / "log"
+    settings = json.dumps({"log": {"file": str(log)}})
+    seen = node.start(runtime, "8", files={"/etc/nvoci/hook.json": settings})
+    said = [line for line in log.read_text().splitlines() if "level=error" in line]
+    words = ["device error: 8: unknown device", "GPU 0 to 7"]
+    assert (len(said), [word for word in words if word not in said[0]]) == (1, []), said
+    refused(seen, *(words if runtime == "runc" else []))
 
 
 def test_only_containers_with_an_annotation(installed: Path, runtime: str) -> None:

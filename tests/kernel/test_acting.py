@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import posix
+import subprocess
+from collections.abc import Callable
+from errno import EPERM
 from pathlib import Path
 
 import pytest
 
-from nvoci.linux import abi, syscalls
+from nvoci.linux import abi, procfs, syscalls
 from nvoci.linux.acting import Acting
 from tests.kernel.devcgroups import drop_capabilities
 from tests.kernel.namespaced import isolated
@@ -17,15 +21,17 @@ pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="
 
 PR_GET_DUMPABLE = 3
 CAP_SETUID = 7
+CLONE_NEWUSER = 0x10000000
 
 
-def state() -> tuple[int, int, int, int, str]:
-    """Effective ids, death signal, dumpable, effective capabilities."""
+def state() -> tuple[int, int, int, int, str, list[int]]:
+    """Effective ids, death signal, dumpable, effective capabilities, supplementary groups."""
     signal = ctypes.c_int()
     syscalls.prctl(abi.PR_GET_PDEATHSIG, ctypes.addressof(signal))
     lines = Path("/proc/self/status").read_text().splitlines()
     (capabilities,) = (line.split()[1] for line in lines if line.startswith("CapEff:"))
-    return os.geteuid(), os.getegid(), signal.value, syscalls.prctl(PR_GET_DUMPABLE), capabilities
+    dumpable = syscalls.prctl(PR_GET_DUMPABLE)
+    return os.geteuid(), os.getegid(), signal.value, dumpable, capabilities, os.getgroups()
 
 
 @pytest.mark.parametrize("signal", [0, 9])
@@ -68,3 +74,80 @@ def test_ids_that_may_not_be_taken_leave_nothing_changed() -> None:
         assert state() == before
 
     isolated(body)
+
+
+# --- supplementary groups --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("groups", [[], [0], [0, 1, 65534, 4000000000]], ids=["none", "root", "some"])
+def test_root_s_groups_open_nothing_and_are_there_again(tmp_path: Path, groups: list[int]) -> None:
+    def body() -> None:
+        tmp_path.chmod(0o770)
+        os.setgroups(groups)
+        os.chdir(tmp_path)
+        syscalls.prctl(abi.PR_SET_DUMPABLE, 0)
+        before = state()
+        with Acting(100_000, 100_001):
+            assert os.getgroups() == []
+            with pytest.raises(PermissionError):
+                os.open("x", os.O_CREAT | os.O_WRONLY)
+        assert state() == before
+        with pytest.raises(OverflowError), Acting(1 << 32, 1):  # found out when the groups are gone
+            pass
+        assert state() == before
+
+    isolated(body)
+
+
+@pytest.mark.parametrize("failing", ["setegid", "seteuid"])
+def test_an_error_at_any_step_brings_the_groups_back(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    def body() -> None:
+        os.setgroups([7])
+        syscalls.prctl(abi.PR_SET_DUMPABLE, 0)
+        before, real = state(), getattr(posix, failing)
+
+        def refuse(number: int) -> None:
+            if number == 1:
+                raise PermissionError(EPERM, "refused")
+            real(number)
+
+        monkeypatch.setattr(posix, failing, refuse)
+        with pytest.raises(PermissionError), Acting(1, 1):
+            pass
+        assert state() == before
+
+    isolated(body)
+
+
+def in_user_namespace(maps: str, *, deny: bool, body: Callable[[], None]) -> None:
+    """body() as root of a user namespace, with the group 5000 of the outer one."""
+
+    script = f"""read line
+    {"echo deny >/proc/$1/setgroups" if deny else ":"}
+    echo {maps} >/proc/$1/uid_map && echo {maps} >/proc/$1/gid_map
+    """
+
+    def inside() -> None:
+        os.setgroups([5000])
+        with subprocess.Popen(["sh", "-ec", script, "sh", str(os.getpid())], stdin=subprocess.PIPE) as writer:
+            syscalls.unshare(CLONE_NEWUSER)
+            writer.communicate(b"go\n", timeout=10)
+        assert writer.returncode == 0
+        assert os.getgroups() == [65534]  # not mapped
+        procfs.handle()
+        body()
+
+    isolated(inside)
+
+
+@pytest.mark.parametrize(("maps", "deny", "during"), [("0 0 1000", False, []), ("0 0 1000", True, [65534])])
+def test_in_a_user_namespace(maps: str, deny: bool, during: list[int]) -> None:
+    """What is not mapped cannot be had again; what may not be given up, nobody there can."""
+
+    def body() -> None:
+        with Acting(5, 6):
+            assert (os.geteuid(), os.getegid(), os.getgroups()) == (5, 6, during)
+        assert (os.geteuid(), os.getegid(), os.getgroups()) == (0, 0, during)
+
+    in_user_namespace(maps, deny=deny, body=body)

@@ -191,8 +191,9 @@ def test_hundreds_of_rules_fit_into_one_request(site: Site) -> None:
 def test_more_rules_than_a_request_has_room_for_are_an_error(unified: Site) -> None:
     before = unified.picture()
     extra = (
-        "import devicehook\nfrom nvoci.linux.devicerule import DeviceRule\nfrom nvoci.hook.devices import AllowDevice\n"
-        "devicehook.plan = lambda prepared, container: [AllowDevice(DeviceRule('c', 200, n)) for n in range(6000)]\n"
+        "import devicehook\nfrom nvoci.linux.devicerule import DeviceRule\n"
+        "from nvoci.hook.operation import AllowDevices\n"
+        "devicehook.plan = lambda prepared, container: [AllowDevices([DeviceRule('c', 200, n) for n in range(6000)])]\n"
         "devicehook.plan.__module__ = 'devicehook'\n"
     )
     assert "too many devices for one container" in one_error(unified.hook(extra=extra))
@@ -209,7 +210,7 @@ def test_other_hooks_neither_load_it_nor_make_a_second_pipe(unified: Site) -> No
     assert "nvoci.hook.work" in loaded
     assert not loaded & {"nvoci.hook.grant", "nvoci.linux.cgroup", "nvoci.linux.bpf", "nvoci.linux.deviceprog"}
     plain = strace.count_syscalls(lambda prefix: unified.hook(*words, prefix=prefix))
-    assert (plain["pipe2"], "bpf" in plain) == (1, False)
+    assert (plain["pipe2"], "bpf" in plain) == (2, False)  # of the report, and of what the worker says
 
 
 # -- one of the two fails or dies -----------------------------------------------------------------------------------

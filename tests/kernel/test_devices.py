@@ -13,8 +13,8 @@ from lib.rootfs import tree
 
 from nvoci.errors import HookError
 from nvoci.hook.container import HOST, Container
-from nvoci.hook.devices import AllowDevice, BindNode, EmptyFile, MakeNode, Source
-from nvoci.hook.operation import Transaction
+from nvoci.hook.devices import BindNode, EmptyFile, MakeNode, Source
+from nvoci.hook.operation import AllowDevices, Transaction
 from nvoci.hook.preview import Preview
 from nvoci.linux import devnode
 from nvoci.linux.devicerule import DeviceRule
@@ -315,7 +315,7 @@ def test_operations_say_what_they_do_and_whether_there_is_anything_to_do(root: P
     def work(c: Container, source: Source) -> list[Any]:
         view = Preview(c.rootfs)
         rule = DeviceRule("c", 235, 1)
-        bind, make, bare = BindNode(c, source, b"/dev/nvidia0"), MakeNode(c, source, b"dev/m"), AllowDevice(rule)
+        bind, make, bare = BindNode(c, source, b"/dev/nvidia0"), MakeNode(c, source, b"dev/m"), AllowDevices([rule])
         quiet = BindNode(c, source, b"/dev/nvidia0", allow=False), MakeNode(c, source, b"dev/m", allow=False)
         said: list[Any] = [op.describe() for op in (bind, make, bare, *quiet)]
         said += [op.preview(view) for op in (bind, make)]

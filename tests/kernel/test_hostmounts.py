@@ -21,6 +21,9 @@ from nvoci.linux.fd import Fd
 from nvoci.linux.rootfs import Made, Rootfs
 
 TREE = """
+dir rootfs/usr/bin/x
+symlink rootfs/bin usr/bin
+symlink rootfs/sbin opt/data
 dir rootfs/opt/data
 dir rootfs/opt/own
 file rootfs/run/sock x
@@ -157,6 +160,7 @@ CONTAINER = """
 cd {0}
 mount --bind rootfs rootfs; mount --bind host rootfs/opt/data
 mount -t tmpfs -o mode=755 t rootfs/opt/own
+mount --bind other rootfs/usr/bin/x
 """
 REFUSED = "leads into a volume of the host"
 PATHS = {
@@ -165,6 +169,8 @@ PATHS = {
     "dots after the link": ("lib/../data/new", REFUSED),
     "the volume lies on the path": ("opt/data/new", ""),
     "and below it": ("/opt//data/sub/./new", ""),
+    "below a link of the distribution's own": ("bin/x/new", ""),
+    "and not where it leads elsewhere": ("sbin/new", REFUSED),
     "the container's own tmpfs": ("opt/own/new", ""),
     "the root's own mount": ("opt/new", ""),
     "in directories that are not there": ("opt/a/b/new", ""),
@@ -194,6 +200,34 @@ def test_a_link_does_not_lead_into_a_volume(top: Path, case: str) -> None:
     path, words = PATHS[case]
     said, made = written(top, path, HostMounts())
     assert (words in said, bool(said), made) == (True, bool(words), not words), said
+
+
+def test_a_volume_that_was_named_once_is_not_open_to_links(top: Path) -> None:
+    def body() -> str:
+        namespaced.sh(CONTAINER.format(top))
+        root = Rootfs.open(str(top / "rootfs"))
+        HostMounts().protect(root)
+        transaction = Transaction()
+        transaction.perform("test", WriteFile(root, b"opt/data/new", b"x", 0o644))
+        with pytest.raises(HookError) as e:
+            transaction.perform("test", WriteFile(root, b"lib/other", b"x", 0o644))
+        return e.value.message
+
+    assert REFUSED in namespaced.isolated(body)
+
+
+def test_a_tmpfs_that_came_after_the_first_look_is_the_container_s(top: Path) -> None:
+    def body() -> bool:
+        namespaced.sh(CONTAINER.format(top))
+        root = Rootfs.open(str(top / "rootfs"))
+        HostMounts().protect(root)
+        transaction = Transaction()
+        transaction.perform("test", WriteFile(root, b"opt/own/new", b"x", 0o644))
+        namespaced.sh(f"mount -t tmpfs later {top}/rootfs/usr")
+        transaction.perform("test", WriteFile(root, b"usr/new", b"x", 0o644))
+        return (top / "rootfs/usr/new").exists()
+
+    assert namespaced.isolated(body)
 
 
 def test_a_volume_of_an_earlier_run_is_known(top: Path) -> None:

@@ -18,11 +18,11 @@ from nvoci.discover.inventory import Stale
 from nvoci.discover.model import DeviceNode
 from nvoci.errors import HookError
 from nvoci.hook.container import CALLER, HOST, OUTSIDE
-from nvoci.hook.operation import Operation, Transaction
+from nvoci.hook.operation import AllowDevices, Operation, Transaction
 from nvoci.linux import abi, mount, syscalls
 from nvoci.linux.devicerule import DeviceRule
 from nvoci.prestart import hostfiles, overlay
-from nvoci.prestart.binds import Allow, Bind, KeepLink, MakeDirectory
+from nvoci.prestart.binds import Bind, KeepLink, MakeDirectory
 from nvoci.prestart.hostfiles import Host, Source
 from nvoci.prestart.points import Points
 
@@ -149,7 +149,7 @@ def everything(points: Points, taken: Taken) -> list[Operation]:
         KeepLink(points, b"libcuda.so.1", b"/usr/lib/libcuda.so"),
         KeepLink(points, b"other", b"/usr/lib/loop"),
         Bind(points, taken.node, b"/dev/nvidia0", allow=True),
-        Allow(DeviceRule("c", 236, 7)),
+        AllowDevices([DeviceRule("c", 236, 7)]),
     ]
 
 
@@ -282,26 +282,24 @@ def test_without_a_mount_namespace_nothing_is_mounted(scene: Scene) -> None:
     assert "the container has no mount namespace" in scene.run(one("/usr/lib/x"), place=HOST).error
 
 
-def test_a_node_on_a_mount_without_devices_is_refused(scene: Scene) -> None:
-    """The node itself lies on one: what is mounted keeps that."""
-    setup = f"mount --bind {scene.host}/dev {scene.host}/dev; true"
-    with_flag = scene.run(one("/dev/nvidia0", "node"), setup=setup)
-    assert with_flag.error == ""
+class NoDevices(Scene):
+    """The host's /dev lies on a mount with nodev, and what is mounted of it keeps that."""
+
+    def take(self) -> Taken:
+        dev = f"{self.host}/dev"
+        namespaced.sh(f"mount --bind {dev} {dev}; mount -o remount,bind,nodev {dev}")
+        taken = super().take()
+        taken.data.close()
+        with Host(str(self.host)) as host:
+            return taken._replace(data=host.directory(dev, hostfiles.NODES))
 
 
-@pytest.mark.parametrize("parent", [(1000, 1000), (0, 0)], ids=["its own", "another's"])
-def test_what_is_made_belongs_to_the_container_s_root(scene: Scene, parent: tuple[int, int]) -> None:
-    os.chown(scene.root / "usr/lib", *parent)
-    make: Make = lambda points, taken: [
-        Bind(points, taken.library, b"/usr/lib/deep/er/x"),
-        Bind(points, taken.library, b"/usr/lib/y"),
-        Bind(points, taken.data, b"/usr/lib/z"),
-        KeepLink(points, b"x", b"/usr/lib/link"),
-        overlay.Generated(points, b"/usr/lib/tree", overlay.profile_tree([0]), "a tree", 0o555),
-    ]
-    assert scene.run(make, owner=(1000, 1000)).error == ""
-    made = [scene.root / "usr/lib" / name for name in ("deep", "deep/er", "deep/er/x", "y", "z", "link", "tree")]
-    assert {(path.lstat().st_uid, path.lstat().st_gid) for path in made} == {(1000, 1000)}
+@pytest.mark.parametrize("what", ["node", "data"], ids=["a node", "a directory of nodes"])
+def test_what_lies_on_a_mount_without_devices_is_refused(what: str) -> None:
+    for scene, words in ((Scene(), ""), (NoDevices(), "lies on a mount with nodev, where no device can be opened")):
+        result = scene.run(one("/dev/nvidia0" if what == "node" else "/srv/caps", what))
+        assert words in result.error
+        assert (len(result.mounts), bool(result.error)) == (not words, bool(words))
 
 
 def test_an_unfinished_tree_of_an_earlier_run_is_made_anew(scene: Scene) -> None:

@@ -70,11 +70,11 @@ def prepare(options: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
 
 def plan(prepared: dict[str, Any], container: Container) -> list[Operation]:
-    devices = sys.modules["nvoci.hook.devices"]
+    devices, operation = sys.modules["nvoci.hook.devices"], sys.modules["nvoci.hook.operation"]
     rule = sys.modules["nvoci.linux.devicerule"].DeviceRule
     allow = not prepared["no-cgroups"]
     return [
         *(devices.BindNode(container, node, path, allow=allow) for node, path in prepared["bind"]),
         *(devices.MakeNode(container, node, path, allow=allow) for node, path in prepared["make"]),
-        *(devices.AllowDevice(rule.parse(text)) for text in prepared["allow"]),
+        *(operation.AllowDevices([rule.parse(text)]) for text in prepared["allow"]),
     ]

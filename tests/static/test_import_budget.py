@@ -110,6 +110,12 @@ def test_a_run_of_all_hooks_loads_nothing_that_starts_a_process(tmp_path: Path) 
     assert modules & PROCESS_MODULES == set()
 
 
+def test_no_log_named_loads_nothing_that_opens_one(tmp_path: Path) -> None:
+    modules = imported("-c", ENTRY, str(HOOKS), "chmod", *ARGUMENTS["chmod"], *state(tmp_path))
+    assert "nvoci.hook.main" in modules
+    assert modules & {"nvoci.hook.logs", "nvoci.linux.logfile", "nvoci.linux.guarded", "nvoci.linux.syslog"} == set()
+
+
 def test_only_inject_is_not_hot_and_nothing_of_its_rooms_is_loaded_by_the_others(tmp_path: Path) -> None:
     assert {name for name, hook in table.HOOKS.items() if not is_hot(hook.module)} == {COLD}
     words = [word for name in HOT_HOOKS for word in ("--", name, *ARGUMENTS.get(name, []))]

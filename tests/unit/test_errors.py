@@ -49,7 +49,7 @@ def test_a_line_is_the_message_and_its_hint() -> None:
 def test_a_line_is_bounded_and_keeps_its_end(length: int) -> None:
     line = hook_error("open", "x" * length, OSError(errno.ENOENT, ""), "look there").line()
     assert len(line) <= 4000
-    assert line.startswith("open ")
+    assert line.startswith("open")
     assert line.endswith(": ENOENT (look there)")
 
 
@@ -70,6 +70,20 @@ ERRORS: dict[str, tuple[OSError, str, str]] = {
 @pytest.mark.parametrize(("error", "hint", "line"), ERRORS.values(), ids=ERRORS)
 def test_an_os_error_is_told_with_stage_object_errno_and_remedy(error: OSError, hint: str, line: str) -> None:
     assert hook_error("s", "o", error, hint).line() == line
+
+
+OBJECTS: dict[str, tuple[str, object, str]] = {
+    "none": ("prestart", "", "prestart: ENOMEM"),
+    "none, in bytes": ("prestart", b"", "prestart: ENOMEM"),
+    "none, after a class": ("initialization error:", "", "initialization error: ENOMEM"),
+    "one, after a class": ("initialization error:", "/x", "initialization error: /x: ENOMEM"),
+    "a blank": ("prestart", " ", "prestart  : ENOMEM"),
+}
+
+
+@pytest.mark.parametrize(("stage", "unsafe_object", "message"), OBJECTS.values(), ids=OBJECTS)
+def test_an_object_without_a_name_is_left_out(stage: str, unsafe_object: object, message: str) -> None:
+    assert hook_error(stage, unsafe_object, OSError(errno.ENOMEM, "")).message == message
 
 
 def test_the_object_is_made_printable() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 _READ = "read config"
+_WANTED = "a config.json of the OCI runtime specification is wanted"
 _GLOB = frozenset("*?[")
 
 
@@ -76,10 +77,10 @@ def _read(config: str) -> dict[str, Any]:
     if config == STDIN:
         data = sys.stdin.buffer.read(MAX_CONFIG + 1)
         if len(data) > MAX_CONFIG:
-            raise HookError(f"{_READ} {_name(config)}: longer than {MAX_CONFIG} bytes")
+            raise HookError(f"{_READ} {_name(config)}: longer than {MAX_CONFIG} bytes", _WANTED)
     else:
         data = read_file(config, MAX_CONFIG, _READ)
-    return load_object(data, _READ, _name(config), "a config.json of the OCI runtime specification is wanted")
+    return load_object(data, _READ, _name(config), _WANTED)
 
 
 def _write(config: str, content: str) -> None:

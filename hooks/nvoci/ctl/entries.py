@@ -19,6 +19,7 @@ from nvoci.oci import hooksd
 PROGRAM = "nvidia-cdi-hook"
 _PROGRAM_MARK, _OPTIONS_MARK = "@PROGRAM@", "@OPTIONS@"
 _TEMPLATES = "oci-hooks.d"
+_DAMAGED = "nvoci is not installed whole: run scripts/install again"
 _MISSING = "Podman leaves out an entry whose program is not there, without a word"
 
 
@@ -31,11 +32,11 @@ def read_template(hook: str, program: str) -> tuple[str, hooksd.Entry]:
         for path in sorted(place.glob(f"[0-9][0-9]-nvoci-{hook}.json.in")):
             doc = load_object(read_file(str(path), hooksd.MAX_ENTRY, stage), stage, str(path))
             if not isinstance(doc.get("hook"), dict) or doc["hook"].get("path") != _PROGRAM_MARK:
-                raise HookError(f"{stage} {printable(path)}: `hook.path` is not {_PROGRAM_MARK}")
+                raise HookError(f"{stage} {printable(path)}: `hook.path` is not {_PROGRAM_MARK}", _DAMAGED)
             doc["hook"]["path"] = program
             return path.name.removesuffix(".in"), hooksd.parse(doc, str(path), regex.check, stage)
     raise HookError(f"{stage} {_TEMPLATES}/*-nvoci-{printable(hook)}.json.in: ENOENT",
-                    "nvoci is not installed whole: run scripts/install again")  # fmt: skip
+                    _DAMAGED)  # fmt: skip
 
 
 def fill_in(template: hooksd.Entry, words: list[str], when: hooksd.When, stages: list[str]) -> hooksd.Entry:

@@ -20,14 +20,13 @@ import click
 from nvoci import log
 from nvoci.ctl.lazy import LazyGroup
 from nvoci.errors import HookError, printable
+from nvoci.hook.options import FALSE, TRUE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TEXT, LIST, BOOL, SECONDS = "text", "list", "bool", "seconds"
 MAX_SECONDS = 3600.0
-_TRUE = ("1", "t", "T", "TRUE", "true", "True")
-_FALSE = ("0", "f", "F", "FALSE", "false", "False")
 
 
 class Flag(click.Option):
@@ -79,9 +78,9 @@ class Flag(click.Option):
 
 def boolean(text: str, where: str) -> bool:
     """Raises HookError unless it is a word for true or false."""
-    if text in _TRUE:
+    if text in TRUE:
         return True
-    if text in _FALSE:
+    if text in FALSE:
         return False
     raise HookError(f"could not parse `{printable(text)}` as bool value from {where}", "use true or false")
 
@@ -146,7 +145,7 @@ class _Words:
                 raise HookError(f"flag needs an argument: --{printable(name)}", "see --help")
             text = words.pop()
         if "\0" in text:
-            raise HookError(f"`--{printable(name)}` holds a NUL")
+            raise HookError(f"`--{printable(name)}` holds a NUL", "no path and no name has one")
         value = True if option.kind == BOOL and not equals else option.of(text, f"--{name}")
         if option.kind == LIST:
             found.setdefault(to, []).extend(value)

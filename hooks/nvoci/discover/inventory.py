@@ -45,6 +45,7 @@ LOCK_SECONDS = 15.0
 _ATTEMPTS = 3
 _KEY = "nvoci-inventory"
 _UNANSWERED = "ask NVML about"  # the stage of a problem that stands for a GPU or MIG device left out
+_NEXT = "the next start looks again"
 _FLAGS = posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _DIRECTORY = posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC
 _GONE = (ENOENT, ENOTDIR, ENXIO, ELOOP)
@@ -231,11 +232,11 @@ def _look_and_store(sources: Sources, build: Callable[[], Found], path: str) -> 
     inventory, changed = _look(sources, build)
     try:
         if changed:
-            raise HookError(f"look at the node: it kept changing: {changed}")
+            raise HookError(f"look at the node: it kept changing: {changed}", _NEXT)
         silent = unanswered(inventory.found)
         if silent:
             forget(path)
-            raise HookError(silent)
+            raise HookError(silent, _NEXT)
         store(inventory, path)
     except HookError as e:
         log.info("inventory not stored", reason=e.line())

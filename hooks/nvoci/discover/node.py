@@ -12,7 +12,7 @@ from _stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISFIFO, S_ISLNK, S_ISREG, S_ISSOC
 from errno import EINVAL, ENOENT, ENOTDIR
 
 from nvoci.errors import hook_error
-from nvoci.linux import abi, procfs
+from nvoci.linux import abi, guarded, procfs
 from nvoci.linux.fd import Fd
 from nvoci.linux.rootfs import Budget, Rootfs, fsencode
 
@@ -95,6 +95,12 @@ class Root(Rootfs):
         """Where `path` leads: any kind of file; with O_NOFOLLOW a link itself. Raises OSError."""
         with self.lookup(fsencode(path), flags) as fd:
             return self._hit(path, fd)
+
+    def guarded(self, path: str, *, follow: bool = True) -> tuple[Hit, str]:
+        """`resolve`, for where others than root may put things (`nvoci.linux.guarded`), and whose it may be; ""
+        where it is root's, or nobody put it there but its owner. Raises OSError."""
+        with guarded.find(self.fileno(), fsencode(path), follow=follow) as found:
+            return self._hit(path, found.fd), found.stranger()
 
     def open_resolved(self, path: str) -> tuple[Fd, Hit]:
         """A regular file, open for reading, and what it is. Raises OSError; EINVAL for another kind of file, which is

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from nvoci.discover.model import SOCKET, Mount
-from nvoci.discover.node import MPS_DIRECTORY, PATH
-from nvoci.discover.search import directory, every, executable, first, listening, look_at, mount, read_text
+from nvoci.discover.node import ABSENT, MPS_DIRECTORY, PATH
+from nvoci.discover.search import (
+    NOT_THERE,
+    USED,
+    directory,
+    errno_words,
+    every,
+    executable,
+    first,
+    listening,
+    mount,
+    read_text,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nvoci.discover.node import Node, Options
+    from nvoci.discover.node import Hit, Node, Options
     from nvoci.discover.search import Search
 
 _BINARIES = (
@@ -67,20 +78,36 @@ def sockets(node: Node, search: Search, options: Options) -> list[Mount]:
 
 
 def _mps(node: Node, search: Search, path: str) -> list[Mount]:
-    """In /tmp anybody may make a directory of that name, and every container would talk to who did. Where a directory
-    is configured, whoever configured it knows whose it is."""
+    """In /tmp anybody may make a directory of that name, and every container would talk to who did; or a link, and any
+    directory of the host would be the container's. Where a directory is configured, whoever configured it knows whose
+    it is, unless anybody may make one there. All is judged by one handle."""
     lookup = search.begin("socket", "nvidia-mps")
     where = node.root.host(path)
-    if path == MPS_DIRECTORY and node.root.is_link(path):
-        lookup.tried(where, "a link, not a directory")
-        search.problem("use directory", where, "a link, not a directory", "remove it, and start the MPS daemon as root")
-        return []
-    hit = look_at(search, node.root, lookup, path, directory)
-    if hit is None:
-        return []
-    if path == MPS_DIRECTORY and hit.stat.st_uid != 0:
-        words = f"owned by uid {hit.stat.st_uid}, not by root"
-        lookup.steps[-1].outcome = words
-        search.problem("use directory", where, words, "start the MPS daemon as root, or configure its directory")
-        return []
-    return [mount(node.root, hit, "directory", ("compute",), options=SOCKET)]
+    own = path != MPS_DIRECTORY
+    try:
+        hit, stranger = node.root.guarded(path, follow=own)
+    except OSError as e:
+        absent = e.errno in ABSENT
+        if absent and not node.root.is_link(path):
+            lookup.tried(where, NOT_THERE)
+            return []
+        words, hint = "a link that leads nowhere" if absent else errno_words(e), "remove it, or name another directory"
+    else:
+        words, hint = _refusal(hit, stranger, own)
+        if not words:
+            lookup.tried(where, USED if hit.path == hit.resolved else f"{USED}: {node.root.host(hit.resolved)}")
+            return [mount(node.root, hit, "directory", ("compute",), options=SOCKET)]
+    lookup.tried(where, words)
+    search.problem("use directory", where, words, hint)
+    return []
+
+
+def _refusal(hit: Hit, stranger: str, own: bool) -> tuple[str, str]:
+    """Why it is not used, and what to do. own: somebody configured it."""
+    uid = hit.stat.st_uid
+    words = directory(hit)
+    if words:
+        return words, "remove it, and start the MPS daemon as root"
+    if uid != 0 and not own:
+        return f"owned by uid {uid}, not by root", "start the MPS daemon as root, or configure its directory"
+    return stranger, "configure a directory that others cannot make"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nvoci.linux.rootfs import Rootfs
 
 CACHE = b"etc/ld.so.cache"
+FEWER = "the image has too many libraries: name fewer directories in its ld.so.conf"  # the hint where that is the limit
 MUSL = b"etc/alpine-release"  # tells of an image whose loader is musl's
 
 

@@ -68,21 +68,6 @@ class Source:
         return f"{shown(self.path)} ({devnode.shown(self.number)})"
 
 
-class AllowDevice(Operation):
-    """A device rule alone, for a node that is in the container anyway."""
-
-    __slots__ = ("rule",)
-
-    def __init__(self, rule: DeviceRule) -> None:
-        self.rule = rule
-
-    def describe(self) -> str:
-        return f"allow {self.rule}"
-
-    def execute(self, transaction: Transaction) -> None:
-        transaction.allow(self.rule)
-
-
 class _New:
     """A file or node that was made at a name where nothing was, by its identity."""
 

@@ -148,7 +148,12 @@ def _is_host_mnt(mnt: tuple[int, int]) -> bool:
 
 
 def named(pid: int) -> Place:
-    """The place of a process that somebody names who answers for it: any that there is. Raises HookError."""
+    """The place of a process that somebody names who answers for it: one of another mount namespace, or who called us.
+    Any other of ours is the host's, and another's cgroup is not to be told of devices for it. Raises HookError."""
+    return _named(pid, called_us=False)
+
+
+def _named(pid: int, *, called_us: bool) -> Place:
     process, _ = _open_process(pid)
     try:
         mnt = _open_mnt(process)
@@ -158,9 +163,14 @@ def named(pid: int) -> Place:
             return place
         if procfs.read(b"cgroup", dirfd=process.fileno()) == procfs.read(b"self/cgroup"):
             return Place(CALLER, pid)  # it has nothing that we have not
+        if not called_us and pid != _own_pid() and pid not in _ancestors():
+            raise HookError(f"read state: pid {pid} is in this mount namespace, in another cgroup, and has not called",
+                            "name a process of the container, or none to mean who calls")  # fmt: skip
     except OSError as e:
         raise _gone(pid, e) from None
-    return _held(Place(CALLER, pid, process))
+    place = _held(Place(CALLER, pid, process))
+    place.named = True
+    return place
 
 
 def parent() -> Place:
@@ -171,7 +181,7 @@ def parent() -> Place:
             procfs.ns_id(b"%d/ns/mnt" % pid)
     except OSError:
         pid = 0
-    return named(pid) if pid else Place(CALLER)
+    return _named(pid, called_us=True) if pid else Place(CALLER)
 
 
 def _locate_process(pid: int) -> Place:

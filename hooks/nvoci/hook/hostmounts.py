@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from nvoci.linux.rootfs import Rootfs
 
 
+# Links at the top of a distribution's root: /lib/firmware is asked for, and the volume lies at /usr/lib/firmware.
+_MERGED = {name: (b"usr", name) for name in (b"bin", b"sbin", b"lib", b"lib32", b"lib64", b"libx32")}
+
+
 class HostMounts:
     """Of one container's root. owner: (uid, gid) of the container's root on the host where it has a user namespace
     other than ours. own_root: whether the mount that the root lies on was made by the engine, for this container."""
@@ -76,29 +80,29 @@ class HostMounts:
         st = posix.fstat(fd)
         if (st.st_dev, st.st_ino) in self._fine:
             return
-        why = self._wrong(unsafe_path, fd, st.st_uid)
-        if not why:
-            self._fine.add((st.st_dev, st.st_ino))
-        elif not posix.fstatvfs(fd).f_flag & abi.ST_RDONLY:
+        why = self._wrong(unsafe_path, fd, st)
+        if why and not posix.fstatvfs(fd).f_flag & abi.ST_RDONLY:
             raise HookError(f"change {shown(unsafe_path)}: {why}",
                             "name a path that is the container's own, or mount it read-only")  # fmt: skip
 
-    def _wrong(self, unsafe_path: bytes, fd: int, uid: int) -> str:
+    def _wrong(self, unsafe_path: bytes, fd: int, st: posix.stat_result) -> str:
         if self.holds(fd):
             return "leads into what was mounted from the host"
         if not self._root:
             return ""  # nobody has said what this root is
         number = mount_id(fd)
-        if number == self._root and self._own_root:
-            return ""
-        if self._owner is not None:
-            return "" if uid == self._owner[0] else f"its owner, uid {uid}, is not root of the container"
-        if self._is_foreign(number) and not self._is_named(unsafe_path, number):
-            return "leads into a volume of the host"
+        if number != self._root or not self._own_root:
+            if self._owner is not None:
+                if st.st_uid != self._owner[0]:
+                    return f"its owner, uid {st.st_uid}, is not root of the container"
+            elif self._is_foreign(number):
+                # Not remembered: by another path the same directory is none that was named.
+                return "" if self._is_named(unsafe_path, number) else "leads into a volume of the host"
+        self._fine.add((st.st_dev, st.st_ino))
         return ""
 
     def _mount(self, number: int) -> Mount | None:
-        if not self._mounts:
+        if number not in self._mounts:  # made after the last look
             self._mounts = {one.id: one for one in own_mounts()}
         return self._mounts.get(number)
 
@@ -119,7 +123,8 @@ class HostMounts:
         if mount is None or b".." in parts or not mount.target.startswith(self._top):
             return False
         where = [part for part in mount.target[len(self._top) :].split(b"/") if part]
-        return parts[: len(where)] == where
+        merged = [*_MERGED[parts[0]], *parts[1:]] if parts[:1] and parts[0] in _MERGED else parts
+        return where in (parts[: len(where)], merged[: len(where)])
 
 
 def lineage(parents: dict[int, int], mount: int) -> list[int]:

@@ -6,7 +6,7 @@ from errno import E2BIG, EIO, ELOOP, ENOENT, ENOTDIR
 
 from nvoci import __version__, log
 from nvoci.errors import HookError, hook_error, printable
-from nvoci.hook.cachefile import CACHE, is_read_only, publish
+from nvoci.hook.cachefile import CACHE, FEWER, is_read_only, publish
 from nvoci.hook.operations import MakeLink, shown
 from nvoci.ldcache.cache import MAX_SIZE, Cache, CacheError, Entry, encode, parse
 from nvoci.ldcache.compute import NOT_A_NAME, Link, Result, compute
@@ -42,7 +42,7 @@ def operations(container: Container, directories: Sequence[bytes], earlier: Sequ
     try:
         data = encode(found.entries, GENERATOR)
     except CacheError as e:
-        raise HookError(f"write {shown(CACHE)}: {e}") from None
+        raise HookError(f"write {shown(CACHE)}: {e}", FEWER) from None
     return [*links, *publish(container, data)]
 
 

@@ -14,7 +14,7 @@ from nvoci import log
 from nvoci.elf import Elf, ElfError
 from nvoci.errors import HookError, hook_error, printable
 from nvoci.hook import watchdog
-from nvoci.hook.cachefile import CACHE, publish
+from nvoci.hook.cachefile import CACHE, FEWER, publish
 from nvoci.hook.operation import Operation, Transaction
 from nvoci.hook.operations import MakeLink, shown
 from nvoci.jsonfile import check_trusted, open_regular
@@ -41,7 +41,7 @@ _ARROW = b" -> "
 def load_program(path: str) -> confine.Program:
     """The host's ldconfig, copied while the host's files are in reach. Raises HookError."""
     if not path:
-        raise HookError("update-ldcache: ldconfig-path must be specified")
+        raise HookError("update-ldcache: ldconfig-path must be specified", "name the host's with --ldconfig-path")
     if not path.startswith("/"):
         raise HookError(f"{_STAGE} {printable(path)}: not an absolute path", "give --ldconfig-path from `/`")
     base = path[: -len(".real")] if path.endswith(".real") else path
@@ -142,7 +142,7 @@ class RunLdconfig(Operation):
         if not result.filtered:
             log.warning("update-ldcache: the kernel takes no seccomp filter; ldconfig ran without capabilities instead")
         if result.truncated:
-            raise HookError(f"run {name}: its list of libraries is longer than {confine.STDOUT_MAX >> 20} MiB")
+            raise HookError(f"run {name}: its list of libraries is longer than {confine.STDOUT_MAX >> 20} MiB", FEWER)
         cache = result.outputs.get(_NEW_CACHE, b"")
         try:
             parse(cache)

@@ -8,7 +8,6 @@ host files; the state; imports sealed; only then the container.
 from __future__ import annotations
 
 import gc
-import posix
 import sys
 
 from nvoci import __version__, log
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from nvoci.hook.work import Step
 
 _TITLE = "NVIDIA CDI Hook"
+_EARLY = 30.0  # seconds for what comes before the work, which has the deadline of the settings
 
 
 def cdi_hook() -> None:
@@ -60,6 +60,7 @@ def _guarded(name: str, words: list[str], needs_hook_word: bool) -> None:
     """Run, and turn every way to fail into one line and an exit status."""
     gc.disable()  # a hook is over before garbage counts, and a large image makes many objects
     code = FAILED
+    process.limit(_EARLY)
     try:
         env = process.start()
         code = _program(name, words, needs_hook_word, env)
@@ -117,7 +118,10 @@ def _program(name: str, words: list[str], needs_hook_word: bool, env: dict[bytes
 
 def _run(words: list[str], env: dict[bytes, bytes]) -> int:
     current = settings.load()
-    _open_logs(current)  # first: some runtimes drop stderr, and a wrong flag must be found somewhere
+    if current.log_file or current.log_syslog:  # first: some runtimes drop stderr, and a wrong flag must be found
+        from nvoci.hook import logs
+
+        logs.open_logs(current)
     common, wanted = select(words)
     if not wanted:
         return OK
@@ -167,21 +171,6 @@ def _known(name: str) -> table.Hook | None:
 def _apply_common(current: Settings, common: dict[str, Any]) -> None:
     current.strict = current.strict or common["strict"]
     current.timeout = common["timeout"] or current.timeout
-
-
-def _open_logs(current: Settings) -> None:
-    level = getattr(log, current.log_level.upper())
-    if current.log_file:
-        flags = posix.O_WRONLY | posix.O_APPEND | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC
-        try:
-            log.add_sink(level, log.file_sink(posix.open(current.log_file, flags, 0o640)))
-        except OSError as e:
-            log.warning(hook_error("open log", current.log_file, e).line())
-    if current.log_syslog:
-        from nvoci.linux import syslog
-
-        syslog.connect()
-        log.add_sink(level, syslog.write)
 
 
 def prepare(wanted: list[tuple[table.Hook, dict[str, Any]]], current: Settings) -> list[Step]:

@@ -23,7 +23,7 @@ from nvoci.linux.rootfs import fsencode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 # Below /proc.
 CAPABILITIES = b"driver/nvidia/capabilities"
@@ -32,8 +32,9 @@ GPUS = b"driver/nvidia/gpus"
 # Below the root that has the device nodes.
 DEVICES = b"dev/nvidia-caps"
 CONFIG, MONITOR = "config", "monitor"
+DRIVER = b"nvidia-caps"  # of /proc/devices: a driver from 450 on
 
-_DRIVER = b"nvidia-caps"  # of /proc/devices: a driver from 450 on
+_ALONE = (CONFIG.encode(), MONITOR.encode())
 _MINOR = b"DeviceFileMinor"
 _MAX_DIGITS = 7  # a minor number has 20 bits
 _FILE_MAX = 1 << 16
@@ -43,12 +44,21 @@ _NOT_LOADED = "load the driver; one that knows MIG is 450 or newer"
 _GONE = "was the instance destroyed? list them: nvidia-smi mig -lci"
 _UPDATE = "update the driver, or reload its kernel module"
 _MAKE = "make it: nvidia-modprobe"
+_MAKE_NODE = "make it: nvidia-modprobe -f /proc/{}"
 
 
 def access_path(gpu_minor: int, gpu_instance: int, compute_instance: int | None = None) -> bytes:
     """The access file of a GPU instance, or of a compute instance in it, below /proc."""
     path = CAPABILITIES + b"/gpu%d/mig/gi%d" % (gpu_minor, gpu_instance)
     return path + (b"/access" if compute_instance is None else b"/ci%d/access" % compute_instance)
+
+
+def access_paths(gpu_minor: int | None, gpu_instance: int, compute_instance: int) -> list[bytes]:
+    """What an application needs that uses a MIG device: of its GPU instance, then of its compute instance. Raises
+    HookError where the GPU's minor number is not known."""
+    if gpu_minor is None:
+        raise HookError("use MIG device: its GPU has no minor number", "NVML does not tell it: update the driver")
+    return [access_path(gpu_minor, gpu_instance), access_path(gpu_minor, gpu_instance, compute_instance)]
 
 
 def number(text: bytes) -> int | None:
@@ -92,7 +102,7 @@ class Host:
     def __init__(self, root: str = "/") -> None:
         """root: the directory that has `dev`."""
         try:
-            self.major = _major(procfs.read(b"devices"))
+            self.major = _own_major()
             self._root = Fd(posix.open(fsencode(root), posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC))
         except OSError as e:
             raise hook_error("open", e.filename or root, e) from None
@@ -111,43 +121,76 @@ class Host:
         """The one of the access file `path` below /proc."""
         with _open(path) as file:
             st = file.stat()
-            node = self._node(path, _contents(file, path)) if self.major is not None else None
+            number = self._named(path, file)
+            node = None if number is None else self._node(path, number)
             return Capability(path, _ready(file, path, mount.READ_ONLY_DATA), st.st_mode & 0o777, node)
 
-    def _node(self, path: bytes, text: bytes) -> Source:
-        minor = _field(text, _MINOR)
+    def check(self, path: bytes) -> devnode.Number | None:
+        """The number of the node that the access file names, which must be there; None where nodes have no part in
+        it."""
+        with _open(path) as file:
+            number = self._named(path, file)
+        if number is not None:
+            self._open_node(path, number).close()
+        return number
+
+    def _named(self, path: bytes, file: Fd) -> devnode.Number | None:
+        if self.major is None:
+            return None
+        minor = minor_of(_contents(file, path))
         if minor is None:
             raise HookError(f"read MIG capability {_shown(path)}: no {_MINOR.decode()}", _UPDATE)
-        node = DEVICES + b"/nvidia-cap%d" % minor
-        try:
-            return Source.open(self._root.fileno(), node, self._number(minor))
-        except OSError as e:
-            raise hook_error("use device", node, e) from None
+        return "c", self.major, minor
 
-    def _number(self, minor: int) -> devnode.Number:
-        return "c", self.major or 0, minor
+    def _node(self, path: bytes, number: devnode.Number) -> Source:
+        try:
+            return Source(self._open_node(path, number))
+        except OSError as e:
+            raise hook_error("use device", _node_path(number), e) from None
+
+    def _open_node(self, path: bytes, number: devnode.Number) -> devnode.HostNode:
+        hint = _MAKE_NODE.format(printable(path))
+        return devnode.HostNode.open(self._root.fileno(), _node_path(number), number, hint)
 
     def management(self, kinds: Sequence[str], gpus: Sequence[int] | None = None) -> Management:
         """kinds: CONFIG, MONITOR. gpus: the minor numbers of those whose instances are managed; None: all."""
         with _open(CAPABILITIES, posix.O_DIRECTORY) as files:
             tree = _ready(files, CAPABILITIES, mount.READ_ONLY_DATA)
-        rules = [self._rule_of(kind) for kind in kinds if self.major is not None]
         if self.major is None:
             return Management(tree, None, [])
+        rules = self.rules(kinds, present_gpus() if gpus is None else gpus)
         try:
             with Fd(lookup(self._root.fileno(), DEVICES, posix.O_DIRECTORY)) as directory:
                 nodes = mount.clone(directory.fileno(), _NODES)
         except OSError as e:
             raise hook_error("use devices", b"/" + DEVICES, e, _MAKE) from None
-        wanted = present_gpus() if gpus is None else gpus
-        # Of nodes that may not be there yet: their numbers are those of the driver's table.
-        rules += [DeviceRule(*self._number(minor)) for minor in _instance_minors(wanted)]
-        return Management(tree, nodes, list(dict.fromkeys(rules)))
+        return Management(tree, nodes, rules)
 
-    def _rule_of(self, kind: str) -> DeviceRule:
-        node = self.capability(CAPABILITIES + b"/mig/" + kind.encode()).node
-        assert node is not None
-        return node.rule()
+    def rules(self, kinds: Sequence[str], gpus: Sequence[int]) -> list[DeviceRule]:
+        """For the nodes of CONFIG and MONITOR, which must be there, and for those of all instances that these GPUs may
+        ever have: they may not be there yet, but the driver's table has their numbers. None where nodes have no part
+        in it."""
+        if self.major is None:
+            return []
+        found = []
+        for kind in kinds:
+            number = self.check(CAPABILITIES + b"/mig/" + kind.encode())
+            if number is not None:
+                found.append(DeviceRule(*number))
+        found += [DeviceRule("c", self.major, minor) for minor in instance_minors(gpus)]
+        return list(dict.fromkeys(found))
+
+
+def has_nodes() -> bool:
+    """Whether the driver has nodes for capabilities. Raises HookError."""
+    try:
+        return _own_major() is not None
+    except OSError as e:
+        raise hook_error("read", "/proc/devices", e) from None
+
+
+def _own_major() -> int | None:
+    return major_of(procfs.read(b"devices"))
 
 
 def present_gpus() -> list[int]:
@@ -166,19 +209,59 @@ def present_gpus() -> list[int]:
     return sorted(minor for minor in found if minor is not None)
 
 
-def _instance_minors(gpus: Sequence[int]) -> list[int]:
-    """Of every instance that these GPUs may ever have: lines `gpu0/gi1/ci0/access 13`."""
-    tops = tuple([b"gpu%d/" % gpu for gpu in gpus])
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def instance_minors(gpus: Iterable[int]) -> list[int]:
+    """Of every instance that these GPUs, named by their minor numbers, may ever have. Raises HookError."""
     with _open(MINORS) as file:
         text = _contents(file, MINORS, _MINORS_MAX)
-    found = []
-    for line in text.split(b"\n"):
-        if line.startswith(tops):
-            minor = number(line.rpartition(b" ")[2])
-            if minor is None:
-                raise HookError(f"read {_shown(MINORS)}: line `{printable(line[:80])}`", _UPDATE)
-            found.append(minor)
-    return found
+    return [minor for _, gpu, minor in entries(text, gpus) if gpu is not None]
+
+
+def entries(table: bytes, gpus: Iterable[int]) -> Iterator[tuple[bytes, int | None, int]]:
+    """(access file below /proc, minor of the GPU, minor of the node) of each line of MINORS that is of one of these
+    GPUs, as `gpu0/gi1/ci0/access 13`, or of none, as `config 1`. A driver may have capabilities that we do not know: a
+    line is passed over if its name does not begin as that of a GPU. Raises HookError at any other line."""
+    tops = {b"gpu%d" % gpu: gpu for gpu in gpus}
+    for line in table.split(b"\n"):
+        name, _, text = line.rpartition(b" ")
+        top, _, below = name.partition(b"/")
+        minor = number(text)
+        if not line:
+            continue
+        if minor is not None and not top.startswith(b"gpu"):
+            if name in _ALONE:
+                yield CAPABILITIES + b"/mig/" + name, None, minor
+        elif minor is not None and top in tops and _is_instance(below):
+            yield CAPABILITIES + b"/" + top + b"/mig/" + below, tops[top], minor
+        elif minor is None or top in tops or _suffix(top, b"gpu") is None:
+            raise HookError(f"read {_shown(MINORS)}: line `{printable(line[:80])}`", _UPDATE)
+
+
+def _is_instance(text: bytes) -> bool:
+    """`gi1/access`, `gi1/ci0/access`"""
+    *parts, last = text.split(b"/")
+    keys = (b"gi", b"ci")[: len(parts)]
+    return last == b"access" and len(keys) == len(parts) > 0 and None not in map(_suffix, parts, keys)
+
+
+def _suffix(part: bytes, key: bytes) -> int | None:
+    return number(part[len(key) :]) if part.startswith(key) else None
+
+
+def minor_of(text: bytes) -> int | None:
+    """DeviceFileMinor of an access file."""
+    return _field(text, _MINOR)
+
+
+def major_of(table: bytes, driver: bytes = DRIVER) -> int | None:
+    """Of a driver of character devices, by /proc/devices; None where that has no such driver."""
+    for line in table.partition(b"Block devices:")[0].split(b"\n"):
+        words = line.split()
+        if len(words) == 2 and words[1] == driver:
+            return number(words[0])
+    return None
 
 
 # -- files of procfs --------------------------------------------------------------------------------------------------
@@ -220,6 +303,10 @@ def _ready(file: Fd, path: bytes, flags: int) -> mount.Source:
         raise hook_error("mount", _shown(path), e) from None
 
 
+def _node_path(number: devnode.Number) -> bytes:
+    return b"/%b/nvidia-cap%d" % (DEVICES, number[2])
+
+
 def _shown(path: bytes) -> str:
     return "/proc/" + printable(path)
 
@@ -230,13 +317,4 @@ def _field(text: bytes, key: bytes) -> int | None:
         name, _, value = line.partition(b":")
         if name.strip() == key:
             return number(value.strip())
-    return None
-
-
-def _major(table: bytes) -> int | None:
-    """Of the capabilities' nodes, by /proc/devices; None where the driver has none."""
-    for line in table.partition(b"Block devices:")[0].split(b"\n"):
-        words = line.split()
-        if len(words) == 2 and words[1] == _DRIVER:
-            return number(words[0])
     return None

@@ -16,7 +16,7 @@ from nvoci.hook.container import HOST
 from nvoci.hook.devices import BindNode, EmptyFile
 from nvoci.hook.migcaps import CAPABILITIES, DEVICES
 from nvoci.hook.mounts import BindMount
-from nvoci.hook.operation import Operation, Transaction
+from nvoci.hook.operation import AllowDevices
 from nvoci.hook.operations import shown
 from nvoci.linux import abi, procfs
 from nvoci.linux.acting import Acting
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nvoci.hook.container import Container
     from nvoci.hook.devices import Source
     from nvoci.hook.migcaps import Capability, Management
-    from nvoci.linux.devicerule import DeviceRule
+    from nvoci.hook.operation import Operation, Transaction
     from nvoci.linux.fd import Fd
     from nvoci.linux.mount import Mounted, Target
     from nvoci.linux.mount import Source as MountSource
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 _PROC = b"proc/"
 _READ_ONLY = "ro,nosuid,nodev,noexec"
-_SHOWN_RULES = 3
 
 
 def capability(container: Container, wanted: Capability, *, bind: bool = True, allow: bool = True) -> list[Operation]:
@@ -98,12 +97,15 @@ class MountNode(BindNode):
         super().__init__(container, node, path, allow=allow)
 
     def execute(self, transaction: Transaction) -> None:
-        if self.container.place != HOST:
-            _owner_of_missing(self.container.rootfs, self.path)
         try:
             super().execute(transaction)
         except OSError as e:
             raise _explained(self.path, e) from None
+
+    def _find(self, transaction: Transaction) -> Target:
+        if self.container.place != HOST and _owner_of_missing(self.container.rootfs, self.path) is None:
+            return super(BindNode, self)._find(transaction)  # it may lie in the host's directory by now
+        return super()._find(transaction)
 
     def _mount(self, target: Target) -> Mounted:
         _check(target, self.path)
@@ -157,23 +159,6 @@ class MountDirectory(BindMount):
         finally:
             if self._made is not None:
                 self._made.undo()
-
-
-class AllowDevices(Operation):
-    """Device rules alone, for nodes that are in the container anyway, or will be."""
-
-    __slots__ = ("rules",)
-
-    def __init__(self, rules: list[DeviceRule]) -> None:
-        self.rules = rules
-
-    def describe(self) -> str:
-        more = f" and {len(self.rules) - _SHOWN_RULES} more" if len(self.rules) > _SHOWN_RULES else ""
-        return f"allow {', '.join([str(rule) for rule in self.rules[:_SHOWN_RULES]])}{more}"
-
-    def execute(self, transaction: Transaction) -> None:
-        for rule in self.rules:
-            transaction.allow(rule)
 
 
 # -- what is mounted on -----------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def prepare(options: dict[str, Any], settings: Settings) -> Request:
         raise HookError(f"{NAME}: --gpu without --config or --monitor", "name instances with --gpu-instance")
     root = options["driver-root"]
     if not root.startswith("/"):
-        raise HookError(f"{NAME}: --driver-root `{printable(root)}`: not an absolute path")
+        raise HookError(f"{NAME}: --driver-root `{printable(root)}`: not an absolute path", "give it from / on")
     return Request(list(paths), kinds, gpus or None, root, allow=not options["no-cgroups"])
 
 
@@ -95,9 +95,9 @@ class Request:
     def _check_privileged(self, bundle: str) -> None:
         from nvoci.oci.spec import of_bundle
 
-        if not bundle or not of_bundle(bundle).bounding(_PRIVILEGED):
+        if not bundle or not of_bundle(bundle).privileged():
             raise HookError(f"--{self.kinds[0]}: the container is not privileged",
-                            f"it needs {_PRIVILEGED} in its bounding set")  # fmt: skip
+                            f"it needs {_PRIVILEGED} in its bounding set, and no user namespace")  # fmt: skip
 
 
 class Prepared:

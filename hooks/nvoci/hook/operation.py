@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nvoci.linux.devicerule import DeviceRule
     from nvoci.linux.rootfs import Dir
 
+_SHOWN_RULES = 3
+
 
 class Operation:
     """One change. `undo()` must cope with an `execute()` that stopped half-way; `describe()` is a verb and objects
@@ -41,6 +43,24 @@ class Operation:
 
     def undo(self) -> None:
         """Take back whatever `execute()` got done. Raises OSError or HookError."""
+
+
+class AllowDevices(Operation):
+    """Device rules alone, for nodes that are in the container anyway, or will be. Only for hooks whose module says
+    `DEVICES = True`."""
+
+    __slots__ = ("rules",)
+
+    def __init__(self, rules: list[DeviceRule]) -> None:
+        self.rules = rules
+
+    def describe(self) -> str:
+        more = f" and {len(self.rules) - _SHOWN_RULES} more" if len(self.rules) > _SHOWN_RULES else ""
+        return f"allow {', '.join([str(rule) for rule in self.rules[:_SHOWN_RULES]])}{more}"
+
+    def execute(self, transaction: Transaction) -> None:
+        for rule in self.rules:
+            transaction.allow(rule)
 
 
 class Transaction:
@@ -68,6 +88,14 @@ class Transaction:
         if directory.identity not in self._visited:
             self._visited.add(directory.identity)
             sweep(directory)
+
+    def pass_by(self, directory: Dir) -> None:
+        """As `visit`, of a directory in which nothing is to be changed: where that is forbidden nothing is cleared
+        either."""
+        try:
+            self.visit(directory)
+        except HookError:
+            pass
 
     def made(self) -> Made:
         """For the directories that an operation makes: where a staging directory lies in one of them, its own undo

@@ -66,7 +66,8 @@ class MakeLink(Operation):
         except FileNotFoundError:
             self._made = transaction.made()
             self._dir = self.rootfs.mkdirs(directory, self.mode, self._made)
-        if self.rootfs.guard is not None and self._is_right(self._dir):
+        if self._is_right(self._dir):
+            transaction.pass_by(self._dir)
             return  # also where it must not be changed
         transaction.visit(self._dir)
         try:
@@ -139,7 +140,8 @@ class WriteFile(Operation):
         directory_path, name = split(self.path)
         self._made = transaction.made()
         directory = self.rootfs.mkdirs(directory_path, self.dir_mode, self._made)
-        if self.rootfs.guard is not None and self._is_right(directory, name):
+        if self._is_right(directory, name):
+            transaction.pass_by(directory)
             return  # also where it must not be changed
         transaction.visit(directory)
         if self._is_right(directory, name):
@@ -188,8 +190,9 @@ class RemoveFile(Operation):
         directory_path, name = split(self.path)
         try:
             directory = self.rootfs.dir(directory_path)
-            if self.rootfs.guard is not None:  # nothing to remove is no error where nothing must be changed
-                posix.stat(name, dir_fd=directory.fileno(), follow_symlinks=False)
+            if not self._is_there(directory, name):
+                transaction.pass_by(directory)
+                return  # also where it must not be changed
             transaction.visit(directory)
             mode = posix.stat(name, dir_fd=directory.fileno(), follow_symlinks=False).st_mode
         except (FileNotFoundError, NotADirectoryError):
@@ -197,6 +200,13 @@ class RemoveFile(Operation):
         if not (S_ISREG(mode) or S_ISLNK(mode)):
             raise OSError(EISDIR if S_ISDIR(mode) else EEXIST, "in the way", self.path)
         self._taken = transaction.staging(directory).take(name)
+
+    def _is_there(self, directory: Dir, name: bytes) -> bool:
+        try:
+            posix.stat(name, dir_fd=directory.fileno(), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
     def undo(self) -> None:
         if self._taken is not None:

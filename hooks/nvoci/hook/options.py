@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-_TRUE = ("1", "t", "T", "TRUE", "true", "True")
-_FALSE = ("0", "f", "F", "FALSE", "false", "False")
+# What Go's strconv.ParseBool takes.
+TRUE = ("1", "t", "T", "TRUE", "true", "True")
+FALSE = ("0", "f", "F", "FALSE", "false", "False")
 _DEBUG_ENV = (b"NVIDIA_CTK_DEBUG", b"NVIDIA_CDI_DEBUG")
 _QUIET_ENV = (b"NVIDIA_CTK_QUIET", b"NVIDIA_CDI_QUIET")
 MAX_TIMEOUT = 600.0
@@ -80,9 +81,9 @@ def _env_flag(env: Mapping[bytes, bytes], names: tuple[bytes, ...]) -> bool:
 
 
 def _bool(text: str, where: str) -> bool:
-    if text in _TRUE:
+    if text in TRUE:
         return True
-    if text in _FALSE:
+    if text in FALSE:
         return False
     raise HookError(f"could not parse `{printable(text)}` as bool value from {where}", "use true or false")
 
@@ -127,7 +128,7 @@ def _default(option: table.Option) -> Any:
 
 def _store(hook: table.Hook, found: dict[str, Any], option: table.Option, value: str) -> None:
     if "\0" in value:
-        raise HookError(f"{hook.name}: `--{option.name}` holds a NUL")
+        raise HookError(f"{hook.name}: `--{option.name}` holds a NUL", "no path and no name has one")
     if option.kind == table.LIST:
         found[option.name] += [part.strip() for part in value.split(",")]
     elif option.kind == table.TEXT:

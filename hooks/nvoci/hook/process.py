@@ -49,6 +49,17 @@ def start() -> dict[bytes, bytes]:
     return env
 
 
+def limit(seconds: float) -> None:
+    """The first thing of all: SIGALRM ends this process then, until the watchdog takes the timer over; 0 for never.
+
+    By its default action, for what may hang so early is a file system, and only a signal without a handler ends that
+    wait. Whoever started us says `alarm clock`.
+    """
+    _signal.signal(_signal.SIGALRM, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGALRM,))
+    _signal.setitimer(_signal.ITIMER_REAL, seconds)
+
+
 def _check_own_files() -> None:
     """Refuse to run from files that anybody but root can change (12 us).
 

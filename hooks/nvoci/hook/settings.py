@@ -1,7 +1,7 @@
 """Settings of all hooks: /etc/nvoci/hook.json, then flags.
 
     {"log": {"file": "/var/log/nvoci.log", "syslog": true, "level": "warning"},
-     "ldcache-engine": "builtin", "strict": false, "timeout": 30}
+     "ldcache-engine": "builtin", "device-nodes": "bind", "strict": false, "timeout": 30}
 
 The file must belong to root and be writable by nobody else, otherwise it is refused: it decides what a root process
 does. An unknown key or a wrong type is an error, since a misspelt setting that is ignored is worse.
@@ -25,18 +25,20 @@ _LIMIT = 1 << 16
 _MAX_TIMEOUT = 600
 LEVELS = ("debug", "info", "warning", "error")
 BUILTIN, LDCONFIG = ENGINES = ("builtin", "ldconfig")
+BIND, MKNOD = NODES = ("bind", "mknod")
 
 
 class Settings:
     """`timeout` is in seconds. `log_file` is "" where none is configured."""
 
-    __slots__ = ("ldcache_engine", "log_file", "log_level", "log_syslog", "strict", "timeout")
+    __slots__ = ("device_nodes", "ldcache_engine", "log_file", "log_level", "log_syslog", "strict", "timeout")
 
     def __init__(self) -> None:
         self.log_file = ""
         self.log_syslog = False
         self.log_level = "warning"
         self.ldcache_engine = BUILTIN
+        self.device_nodes = BIND
         self.strict = False
         self.timeout = 30.0
 
@@ -63,7 +65,7 @@ def load(path: str = PATH) -> Settings:
 def apply(settings: Settings, doc: dict[str, Any]) -> None:
     """Check and take over every key of the document. Raises HookError naming the key."""
     log = doc.get("log", {})
-    _keys(doc, ("log", "ldcache-engine", "strict", "timeout"), "")
+    _keys(doc, ("log", "ldcache-engine", "device-nodes", "strict", "timeout"), "")
     _check(isinstance(log, dict), "log", "an object")
     _keys(log, ("file", "syslog", "level"), "log.")
     settings.log_file = log.get("file", "")
@@ -74,6 +76,8 @@ def apply(settings: Settings, doc: dict[str, Any]) -> None:
     _check(settings.log_level in LEVELS, "log.level", "one of " + ", ".join(LEVELS))
     settings.ldcache_engine = doc.get("ldcache-engine", BUILTIN)
     _check(settings.ldcache_engine in ENGINES, "ldcache-engine", "one of " + ", ".join(ENGINES))
+    settings.device_nodes = doc.get("device-nodes", BIND)
+    _check(settings.device_nodes in NODES, "device-nodes", "one of " + ", ".join(NODES))
     settings.strict = doc.get("strict", False)
     _check(type(settings.strict) is bool, "strict", "true or false")
     settings.timeout = doc.get("timeout", 30.0)

@@ -69,7 +69,7 @@ def prepare(options: dict[str, Any], settings: Settings) -> Prepared:
     if engine not in ENGINES:
         raise HookError(f"update-ldcache: engine `{printable(engine)}` is not known", "one of " + ", ".join(ENGINES))
     if not options["ldconfig-path"]:
-        raise HookError("update-ldcache: ldconfig-path must be specified")
+        raise HookError("update-ldcache: ldconfig-path must be specified", "name the host's with --ldconfig-path")
     program = None
     if engine == LDCONFIG:
         from nvoci.hook import ldconfig  # the modules that start a process are not loaded where none is started

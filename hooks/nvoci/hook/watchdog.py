@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 GRACE = 1.0
 KILL_AFTER = 5.0
+_LATE = "not finished"
 _TERMINATING = (_signal.SIGTERM, _signal.SIGHUP, _signal.SIGINT, _signal.SIGXCPU)
 
 _expired = ""
@@ -63,13 +64,18 @@ def check() -> None:
         raise _error()
 
 
+def late() -> bool:
+    """Whether it is the deadline that has passed; no signal came before it."""
+    return _expired.startswith(_LATE)
+
+
 def _error() -> HookError:
     return HookError(f"hook: {_expired}", "everything was undone; see the log for what it waited for")
 
 
 def _on_alarm(number: int, frame: FrameType | None) -> None:
     global _expired
-    _expired = _expired or f"not finished after {_seconds:g} s"
+    _expired = _expired or f"{_LATE} after {_seconds:g} s"
     if _may_raise:
         raise _error()
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import posix
-import select
 import sys
-import time
 
 from nvoci import log
 from nvoci.errors import FAILED, OK, HookError, hook_error
-from nvoci.hook import enter, process, watchdog
+from nvoci.hook import enter, process, watchdog, worker
 from nvoci.hook.container import Container
 from nvoci.hook.hostmounts import HostMounts
 from nvoci.hook.operation import Transaction
@@ -34,8 +32,7 @@ if TYPE_CHECKING:
     Step = tuple[str, Callable[[Any, Container], list[Operation]], object]
     Give = Callable[[list[DeviceRule]], Operation]
 
-_SIGKILL, _SIGTERM = 9, 15
-_MESSAGE_MAX = 1 << 16
+_SIGKILL = 9
 _OUT_OF_MEMORY = f"{FAILED}\0hook: ENOMEM\0out of memory: the image is too large, or the limit too small"
 
 
@@ -195,6 +192,7 @@ def _mount_label(bundle: str) -> str:
 def _in_worker(job: _Job, devices: bool) -> int:
     """Fork, let the child enter the namespace and work, and report what it says. The parent never enters."""
     read_end, write_end = posix.pipe2(posix.O_CLOEXEC)
+    outputs = [worker.Output(fd) for fd in ((1, 2) if job.dry_run else (2,))]
     parent = posix.getpid()
     giver: Giver | None = None
     if devices and job.place.process is not None:
@@ -206,14 +204,17 @@ def _in_worker(job: _Job, devices: bool) -> int:
         if giver is not None:
             giver.in_worker()
             job.give = giver.ask
-        _worker(job, write_end, parent)
+        _worker(job, outputs, write_end, parent)
     posix.close(write_end)
+    for output in outputs:
+        output.in_parent()
+    seconds = job.settings.timeout
     if giver is None:
         process.seal_imports()
-        return _end(_collect(pid, read_end, job.settings.timeout, None))
+        return _end(worker.collect(pid, read_end, outputs, seconds, None))
     try:
         giver.in_parent()
-        return _end(_collect(pid, read_end, job.settings.timeout, giver.feed))
+        return _end(worker.collect(pid, read_end, outputs, seconds, giver.feed))
     except BaseException:
         giver.undo()
         raise
@@ -231,13 +232,14 @@ def _end(report: str) -> int:
     return int(code)
 
 
-def _worker(job: _Job, write_end: int, parent: int) -> None:
+def _worker(job: _Job, outputs: list[worker.Output], write_end: int, parent: int) -> None:
     """The forked child: dies with its parent, reports in one write, never returns."""
     report = f"{FAILED}\0hook: internal error\0please report it"
     try:
         prctl(abi.PR_SET_PDEATHSIG, _SIGKILL)
         if posix.getppid() != parent:
             posix._exit(FAILED)
+        worker.detach(outputs)
         watchdog.start(job.settings.timeout)
         job.place.enter()
         report = f"{job.run()}\0\0"
@@ -251,40 +253,5 @@ def _worker(job: _Job, write_end: int, parent: int) -> None:
     except BaseException as e:  # noqa: BLE001  # whatever it was, the parent must hear of it
         report = f"{FAILED}\0hook: internal error: {type(e).__name__}: {e}\0please report it"
     finally:
-        posix.write(write_end, report.encode("utf-8", "backslashreplace")[:_MESSAGE_MAX])
+        posix.write(write_end, report.encode("utf-8", "backslashreplace")[: worker.MESSAGE_MAX])
         process.finish(OK)
-
-
-def _collect(pid: int, read_end: int, seconds: float, feed: Callable[[bytes], bytes] | None) -> str:
-    """Read the report until end of file, within the deadline; the worker is gone when this returns. feed: takes out of
-    what was read so far what is no report."""
-    data = b""
-    deadline = time.monotonic() + seconds + watchdog.GRACE + 1
-    told = False
-    try:
-        while len(data) <= _MESSAGE_MAX:
-            left = deadline - time.monotonic()
-            try:
-                if not told:
-                    watchdog.check()
-                # A signal does not end select(2) in Python, so it is looked for now and then.
-                ready = left > 0 and bool(select.select([read_end], [], [], min(left, 0.2))[0])
-            except HookError:
-                told = True  # we were told to end: so is the worker, which then undoes and reports
-                watchdog.stop()
-                posix.kill(pid, _SIGTERM)
-                deadline = time.monotonic() + 2 * watchdog.GRACE + 1
-                continue
-            if ready:
-                chunk = posix.read(read_end, 1 << 12)
-                if not chunk:
-                    break
-                data = data + chunk if feed is None else feed(data + chunk)
-            elif left <= 0:
-                raise HookError(f"hook: not finished after {seconds:g} s, and killed", "see what the container's "
-                                "file systems wait for; a rerun completes it")  # fmt: skip
-    finally:
-        posix.close(read_end)
-        posix.kill(pid, _SIGKILL)
-        posix.waitpid(pid, 0)
-    return data.decode("utf-8", "replace")

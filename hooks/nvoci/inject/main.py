@@ -68,7 +68,7 @@ def prepare(options: dict[str, Any], settings: Settings) -> Request:
         raise HookError(f"{NAME}: no device", "name one with --device, or give --from-annotations")
     for directory in options["spec-dir"]:
         if not directory.startswith("/"):
-            raise HookError(f"{NAME}: --spec-dir {printable(directory)}: not an absolute path")
+            raise HookError(f"{NAME}: --spec-dir {printable(directory)}: not an absolute path", "give it from / on")
     directories = tuple(options["spec-dir"]) or specdir.DEFAULT_DIRS
     return Request(devices, directories, settings, annotated=options["from-annotations"])
 

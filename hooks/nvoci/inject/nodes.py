@@ -14,6 +14,7 @@ from nvoci.cdi import apply
 from nvoci.cdi.error import SpecError
 from nvoci.errors import HookError, errno_name, printable
 from nvoci.hook import devices
+from nvoci.hook.operation import AllowDevices
 from nvoci.inject import sources, targets
 from nvoci.linux.devicerule import DeviceRule
 from nvoci.linux.fd import Fd
@@ -112,7 +113,7 @@ def operations(wanted: Iterable[Wanted], container: Container, place: targets.Pl
     for each in wanted:
         found.append(Node(container, place, each.source, each.path))
         if each.access:
-            found.append(devices.AllowDevice(DeviceRule(*each.source.number, each.access)))
+            found.append(AllowDevices([DeviceRule(*each.source.number, each.access)]))
     return found
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Number = tuple[str, int, int]
 
 _IFMT = {"c": S_IFCHR, "b": S_IFBLK}
+_MAKE = "load the driver and make its nodes: nvidia-modprobe"
 _REMAKE = "remove it, and make it again: nvidia-modprobe, or restart udev"
 
 
@@ -47,14 +48,14 @@ class HostNode:
         self.mode = mode
 
     @classmethod
-    def open(cls, root: int, path: bytes, number: Number | None = None) -> HostNode:
+    def open(cls, root: int, path: bytes, number: Number | None = None, hint: str = _MAKE) -> HostNode:
         """The node at `path` below the directory that `root` has open (the host's root, or a driver's). Links of
         directories are followed inside it; the node itself may not be one. number: what it must be; without, whatever
-        device it is. Raises HookError."""
+        device it is. hint: where it cannot be opened. Raises HookError."""
         try:
             fd = Fd(lookup(root, path, posix.O_NOFOLLOW))
         except OSError as e:
-            raise hook_error("use device", path, e, "load the driver and make its nodes: nvidia-modprobe") from None
+            raise hook_error("use device", path, e, hint) from None
         st = fd.stat()
         found = number_of(st)
         if found is not None and number in (None, found):

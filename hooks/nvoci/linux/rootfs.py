@@ -12,7 +12,7 @@ import sys
 from _stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
 from errno import E2BIG, EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENOTEMPTY, ESTALE
 
-from nvoci.errors import HookError, hook_error
+from nvoci.errors import HookError, hook_error, printable
 from nvoci.linux import abi, procfs
 from nvoci.linux.fd import Fd, read_at_most
 from nvoci.linux.lookup import PATH_MAX, lookup
@@ -160,7 +160,8 @@ class Rootfs:
     def open(cls, path: str) -> Rootfs:
         """Open the root by its host path; the string survives only for messages. Raises HookError."""
         if not path.startswith("/"):
-            raise HookError(f"open rootfs `{path}`: not an absolute path", "check `root` in the container's state")
+            raise HookError(f"open rootfs `{printable(path)}`: not an absolute path",
+                            "check `root` in the container's state")  # fmt: skip
         try:
             # Directories above it may be links of the host (/var/run); the root itself may not: runc refuses that, too.
             fd = Fd(posix.open(path.rstrip("/") or "/", posix.O_PATH | _DIRECTORY | posix.O_NOFOLLOW))
@@ -171,7 +172,8 @@ class Rootfs:
         here, host = fd.stat(), posix.stat("/")
         if (here.st_dev, here.st_ino) == (host.st_dev, host.st_ino):
             fd.close()
-            raise HookError(f"open rootfs `{path}`: is the host's own root", "give the container a root of its own")
+            raise HookError(f"open rootfs `{printable(path)}`: is the host's own root",
+                            "give the container a root of its own")  # fmt: skip
         return cls(fd, path)
 
     def fileno(self) -> int:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _HINT = "check the bundle that the runtime made"
+_SYS_ADMIN, _USER = "CAP_SYS_ADMIN", "user"
 # From the first to before the second, `process.capabilities` was one list. Compared as text: rc4-dev lies between.
 _FLAT_FROM, _FLAT_BEFORE = "1.0.0-rc1", "1.0.0-rc5"
 
@@ -75,6 +76,21 @@ class Spec:
             return capability in self._list(capabilities, "process.capabilities")
         bounding = self._object(self._doc["process"], "capabilities", "process.").get("bounding") or []
         return capability in self._list(bounding, "process.capabilities.bounding")
+
+    def has_namespace(self, kind: str) -> bool:
+        """Whether the container has a namespace of this kind (`user`) that is not the runtime's: `linux.namespaces`."""
+        linux = self._doc.get("linux")
+        entries = self._object(self._doc, "linux", "").get("namespaces") if linux is not None else None
+        for entry in self._list(entries or [], "linux.namespaces"):
+            if type(entry) is not dict:
+                raise self._error("`linux.namespaces` is not a list of objects")
+            if entry.get("type") == kind:
+                return True
+        return False
+
+    def privileged(self) -> bool:
+        """Whether the container may administer the node: CAP_SYS_ADMIN over a user namespace of its own does not."""
+        return self.bounding(_SYS_ADMIN) and not self.has_namespace(_USER)
 
     def _object(self, doc: dict[str, Any], key: str, prefix: str) -> dict[str, Any]:
         value = doc.get(key)

@@ -92,9 +92,9 @@ def _text(doc: dict[str, Any], key: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise HookError(f"read state: `{key}` is not a string")
+        raise HookError(f"read state: `{key}` is not a string", _HINT)
     if "\0" in value or len(value) > 4096 or any(0xD800 <= ord(c) <= 0xDFFF for c in value):
-        raise HookError(f"read state: `{key}` holds a NUL or a surrogate, or is longer than 4096 characters")
+        raise HookError(f"read state: `{key}` holds a NUL or a surrogate, or is longer than 4096 characters", _HINT)
     return value
 
 
@@ -103,7 +103,7 @@ def _pid(doc: dict[str, Any]) -> int | None:
     if pid is None:
         return None
     if type(pid) is not int or not 0 <= pid <= _MAX_PID:
-        raise HookError(f"read state: `pid` is {printable(pid)[:40]}, not a process id")
+        raise HookError(f"read state: `pid` is {printable(pid)[:40]}, not a process id", _HINT)
     return pid
 
 
@@ -111,7 +111,7 @@ def rootfs_path(state: State) -> str:
     """The absolute host path of the container's root: `root` of the state if it is there (config.json is then never
     opened: it may be unreadable in a user namespace), else `root.path` of config.json. "" and "/" are refused."""
     if state.bundle and not state.bundle.startswith("/"):
-        raise HookError(f"read state: bundle `{printable(state.bundle)}` is not an absolute path")
+        raise HookError(f"read state: bundle `{printable(state.bundle)}` is not an absolute path", _HINT)
     root = state.root or _config_root(state.bundle)
     if not root:
         raise HookError("read state: the container's root is empty", "set `root.path` in config.json")
@@ -123,7 +123,7 @@ def rootfs_path(state: State) -> str:
 
 def _join(bundle: str, root: str) -> str:
     if not bundle:
-        raise HookError(f"read state: root `{printable(root)}` is relative and there is no bundle")
+        raise HookError(f"read state: root `{printable(root)}` is relative and there is no bundle", _HINT)
     return f"{bundle}/{root}"
 
 

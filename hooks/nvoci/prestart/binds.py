@@ -19,7 +19,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nvoci.hook.operation import Transaction
     from nvoci.hook.preview import Preview
-    from nvoci.linux.devicerule import DeviceRule
     from nvoci.linux.fd import Fd
     from nvoci.linux.rootfs import Dir
     from nvoci.prestart.hostfiles import Source
@@ -65,7 +64,7 @@ class Bind(Operation):
             if point.fresh or not self._is_there(point):
                 self._mounted = self.points.attach(source, point, self.path)
                 handle = self._mounted.fd
-                if source.rule is not None:
+                if not source.flags & abi.MS_NODEV:
                     self._check_usable(handle)
             else:
                 log.info("mounted already", path=shown(self.path))
@@ -81,7 +80,7 @@ class Bind(Operation):
         return same and posix.fstatvfs(point.fd.fileno()).f_flag & self.source.flags == self.source.flags
 
     def _check_usable(self, mounted: Fd) -> None:
-        """Of a device node, when the mount is on record for undo."""
+        """Of a device node, or a directory of such; when the mount is on record for undo."""
         if posix.fstatvfs(mounted.fileno()).f_flag & abi.ST_NODEV:
             raise HookError(f"{self.describe()}: lies on a mount with nodev, where no device can be opened",
                             "mount the host's /dev without nodev")  # fmt: skip
@@ -96,21 +95,6 @@ class Bind(Operation):
                 self._point.remove()
             if self._made is not None:
                 self._made.undo()
-
-
-class Allow(Operation):
-    """A device rule alone."""
-
-    __slots__ = ("rule",)
-
-    def __init__(self, rule: DeviceRule) -> None:
-        self.rule = rule
-
-    def describe(self) -> str:
-        return f"allow {self.rule}"
-
-    def execute(self, transaction: Transaction) -> None:
-        transaction.allow(self.rule)
 
 
 class MakeDirectory(Operation):
@@ -167,7 +151,7 @@ class KeepLink(Operation):
         self._made = transaction.made()
         directory = self.points.directory(above, self._made)
         try:
-            self.points.make_link(directory, self._name, self.target)
+            self.points.make_link(directory, self._name, self.target, self.link)
             self._dir = directory
         except FileExistsError:
             log.debug("link left as it is", link=shown(self.link))

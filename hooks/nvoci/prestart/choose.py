@@ -7,7 +7,7 @@ host does not find by itself (the VDPAU module in a directory of its own) is not
 from __future__ import annotations
 
 from nvoci import log
-from nvoci.errors import HookError
+from nvoci.errors import HookError, printable
 from nvoci.prestart import devices
 
 TYPE_CHECKING = False
@@ -130,11 +130,11 @@ class Chosen:
 
     def _missing(self, path: str, hint: str = _MAKE_NODE) -> MissingNode:
         """The look at the node may have told why."""
-        top = self.found.driver.dev_root.rstrip("/")
+        where = printable(self.found.driver.dev_root.rstrip("/") + path)
         for problem in self.found.problems:
-            if problem.subject == top + path:
-                return MissingNode(f"mount error: stat failed: {top}{path}: {problem.error}", problem.hint or hint)
-        return MissingNode(f"mount error: stat failed: {top}{path}: ENOENT", hint)
+            if problem.subject == where:
+                return MissingNode(f"mount error: stat failed: {where}: {problem.error}", problem.hint or hint)
+        return MissingNode(f"mount error: stat failed: {where}: ENOENT", hint)
 
 
 def choose(found: Found, wanted: Wanted) -> Chosen:

@@ -19,7 +19,7 @@ from errno import EINVAL
 
 from nvoci import log
 from nvoci.discover import inventory
-from nvoci.errors import FAILED, OK, HookError, errno_name, hook_error, printable
+from nvoci.errors import FAILED, OK, HookError, hook_error, printable
 from nvoci.hook import process
 from nvoci.prestart import capabilities, choose, cliargs, clilog, clinode, clioptions, clitext, devices, node
 from nvoci.prestart.clierror import DETECTION, INITIALIZATION, classed, worded
@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from nvoci.prestart.clioptions import Words
 
 _MPS = b"CUDA_MPS_PIPE_DIRECTORY"
+_SECONDS = 90.0  # the limits of the steps of a look at the node together are less
 
 
 def main() -> None:
     """Entry point; does not return."""
     gc.disable()  # it is over before garbage counts
     code = FAILED
+    process.limit(_SECONDS)
     try:
         directory = _directory()
         env = process.start()
@@ -79,7 +81,8 @@ def _show(asked: cliargs.Shown) -> int:
 
 
 def _print(text: str) -> int:
-    """Raises HookError, unless it is only that nobody reads on."""
+    """Raises HookError, unless it is only that nobody reads on. A person may read slowly."""
+    process.limit(0)
     try:
         process.output(text)
     except BrokenPipeError:
@@ -93,7 +96,7 @@ def _fail(line: str) -> None:
     """To stderr as scripts expect it, and to the logs."""
     log.set_level(log.ERROR + 1)
     log.error(line)
-    log.plain(f"{PROGRAM}: {line}")
+    log.plain(f"{PROGRAM}: {printable(line)}")
 
 
 def _run(argv: list[str], env: dict[bytes, bytes], directory: str) -> int:
@@ -120,7 +123,7 @@ def _run(argv: list[str], env: dict[bytes, bytes], directory: str) -> int:
     except HookError as e:
         raise classed(e, DETECTION) from None
     except OSError as e:
-        raise HookError(f"{DETECTION}: {printable(e.filename or '')}: {errno_name(e.errno or 0)}") from None
+        raise hook_error(f"{DETECTION}:", e.filename or "", e) from None
     return _print(text)
 
 
@@ -178,7 +181,7 @@ def _text(found: Found, words: Words, wanted: Wanted, channels: tuple[int, ...])
         log.warning(problem.line())
     lost = inventory.unanswered(found)
     if lost:
-        log.plain(f"{PROGRAM}: warning: {lost}")
+        log.plain(f"{PROGRAM}: warning: {printable(lost)}")
     if words.command == INFO:
         return clitext.info(found, every.gpus, "csv" in words.switches)
     chosen = choose.choose(clitext.with_assumed(found), wanted)

@@ -11,13 +11,14 @@ Steps carry the classes of errors as their names, so that an operation which fai
 from __future__ import annotations
 
 import posix
+from errno import ENOENT, ESRCH
 
 from nvoci import log
-from nvoci.errors import HookError, errno_name, printable
-from nvoci.hook import enter, settings, work
+from nvoci.errors import HookError, hook_error, printable
+from nvoci.hook import enter, logs, settings, work
 from nvoci.linux import procfs
 from nvoci.oci.state import State
-from nvoci.prestart import clinode, logs, plan
+from nvoci.prestart import clinode, plan
 from nvoci.prestart.clierror import COMPAT, CONTAINER, DETECTION, LDCACHE, MOUNT, classed, mounted
 
 TYPE_CHECKING = False
@@ -70,7 +71,8 @@ def _place(pid: int) -> Place:
     try:
         return enter.named(pid) if pid else enter.parent()
     except OSError as e:
-        raise HookError(f"look at /proc/{pid or 'self'}: {errno_name(e.errno or 0)}") from None
+        hint = "name a process of the container that runs: see --pid" if pid and e.errno in (ENOENT, ESRCH) else ""
+        raise hook_error("look at", f"/proc/{pid or 'self'}", e, hint) from None
 
 
 class _Steps:

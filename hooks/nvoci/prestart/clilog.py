@@ -3,7 +3,7 @@
     I0111 08:38:13.580372 12345 cli.py:76] text          letter of the level, UTC, thread, who says it
 
 Whatever is logged anywhere goes into it, from `debug` on. A file that cannot be opened means no log, and no word of it.
-So does one that somebody else may have put where it is, in /tmp: what it is a link to would be written to as root.
+So does one that somebody else may have put where it is, in /tmp (`nvoci.linux.logfile`).
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from __future__ import annotations
 import posix
 import sys
 import time
-from _stat import S_ISREG
-from errno import EACCES, ELOOP
 
 from nvoci import log
-from nvoci.linux import guarded, procfs
-from nvoci.linux.fd import Fd, write_all
-from nvoci.linux.rootfs import fsencode, split
+from nvoci.linux import logfile
+from nvoci.linux.fd import write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,52 +23,18 @@ if TYPE_CHECKING:
 VARIABLE = b"NVC_DEBUG_FILE"
 _BANNER = "\n-- WARNING, the following logs are for debugging purposes only --\n\n"
 _LETTERS = {"debug": "I", "info": "I", "warning": "W", "error": "E"}
-_FLAGS = posix.O_WRONLY | posix.O_APPEND | posix.O_NOCTTY | posix.O_NONBLOCK | posix.O_CLOEXEC
-_NEW = _FLAGS | posix.O_CREAT | posix.O_NOFOLLOW
-_ROOT = posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC
-# What this process has open; where these lead is not for others to say.
-_STANDARD = ("/dev/stdin", "/dev/stdout", "/dev/stderr")
-_STANDARD_TOPS = ("/dev/fd/", "/proc/self/fd/")
+_MODE = 0o644
 _OWN = ("/log.py", "/clilog.py")
 
 
 def start(path: str) -> None:
     """Log to a file from now on. It may be a terminal, or a link to one, such as /dev/stderr."""
     try:
-        fd = _open(path)
+        fd = logfile.open_log(path, _MODE)
         write_all(fd, _BANNER.encode())
     except (OSError, ValueError):
         return
     log.add_sink(log.DEBUG, _writer(fd))
-
-
-def _open(path: str) -> int:
-    """Raises OSError, ValueError."""
-    if path in _STANDARD or path.startswith(_STANDARD_TOPS):
-        return posix.open(path, _FLAGS)
-    above, name = split(fsencode(path))
-    with Fd(posix.open("/", _ROOT)) as root, guarded.find(root.fileno(), above) as directory:
-        try:
-            fd = Fd(posix.open(name, _NEW, 0o644, dir_fd=directory.fd.fileno()))
-        except OSError as e:
-            if e.errno != ELOOP:
-                raise
-            with guarded.find(root.fileno(), fsencode(path)) as found:
-                return procfs.reopen(_checked(found.fd, found.above, found.owners).fileno(), _FLAGS)
-        try:
-            return _checked(fd, directory.st, directory.owners).into_raw_fd()
-        except OSError:
-            fd.close()
-            raise
-
-
-def _checked(fd: Fd, above: posix.stat_result, owners: tuple[int, ...]) -> Fd:
-    """Raises OSError for another's file, or one more name of a file that is elsewhere."""
-    st = fd.stat()
-    linked = S_ISREG(st.st_mode) and st.st_nlink > 1 and guarded.others_may_write(above, owners)
-    if linked or guarded.stranger(st, above, owners):
-        raise OSError(EACCES, "another's file")
-    return fd
 
 
 def _writer(fd: int) -> Callable[[str], None]:

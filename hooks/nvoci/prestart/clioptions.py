@@ -173,7 +173,8 @@ class Words:
         if DISABLED in self.compat_modes:
             return DISABLED
         if len(set(self.compat_modes)) > 1:
-            raise HookError("container error: only one cuda-compat-mode can be specified at a time")
+            raise HookError("container error: only one cuda-compat-mode can be specified at a time",
+                            f"leave {MOUNT} or {LDCONFIG} out")  # fmt: skip
         return self.compat_modes[0] if self.compat_modes else MOUNT
 
 

@@ -9,7 +9,7 @@ from nvoci import __version__
 from nvoci.discover.model import DeviceNode
 from nvoci.errors import printable
 from nvoci.linux import abi
-from nvoci.prestart import choose, management
+from nvoci.prestart import choose
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -124,19 +124,26 @@ def _in_order(mounts: list[Mount]) -> list[Mount]:
 
 def _migs(chosen: Chosen) -> list[str]:
     """Of each MIG device its access files and its nodes."""
+    from nvoci.hook import migcaps
+
     paths: list[str] = []
     for mig, gpu, nodes in chosen.mig_nodes:
-        paths += [f"/proc/{path}" for path in management.access_files(mig, gpu)]
+        files = migcaps.access_paths(gpu.minor, mig.gpu_instance, mig.compute_instance)
+        paths += [f"/proc/{path.decode()}" for path in files]
         paths += [node.host_path for node in nodes]
     return paths
 
 
 def _managing(chosen: Chosen, what: str, gpus: Iterable[Gpu]) -> list[str]:
     """What it takes to configure or to monitor the MIG devices of these GPUs."""
-    top = f"/proc/{management.CAPABILITIES}"
+    from nvoci.hook import migcaps
+
+    top, nodes = f"/proc/{migcaps.CAPABILITIES.decode()}", f"/{migcaps.DEVICES.decode()}"
     paths = [f"{top}/mig/{what}"]
     paths += [node.host_path for node in chosen.found.device_nodes if node.kind == f"mig-{what}"]
+    has_nodes = migcaps.has_nodes()
     for gpu in gpus:
-        paths += [f"{top}/gpu{gpu.minor}", management.NODES]
-        paths += [f"{management.NODES}/nvidia-cap{rule.minor}" for rule in management.rules([gpu])]
+        paths += [f"{top}/gpu{gpu.minor}", nodes]
+        if has_nodes and gpu.minor is not None:
+            paths += [f"{nodes}/nvidia-cap{minor}" for minor in migcaps.instance_minors([gpu.minor])]
     return paths

@@ -221,4 +221,5 @@ def _make_directory(path: str) -> None:
             raise
     st = posix.stat(path)
     if st.st_uid not in (0, posix.geteuid()) or st.st_mode & 0o022:
-        raise HookError(f"keep compiled configuration in {printable(path)}: it is not root's alone")
+        raise HookError(f"keep compiled configuration in {printable(path)}: it is not root's alone",
+                        "check who made it")  # fmt: skip

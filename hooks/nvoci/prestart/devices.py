@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from nvoci.discover.model import Found, Gpu, MigDevice
 
 MAX_IMEX_CHANNEL = 1 << 20
+# Of one container: each may become a device node of the host, and is a mount and a device rule. As many as there are.
+MAX_IMEX_CHANNELS = 2048
 _HEX = "0123456789abcdef"
 _BLANKS = " \t\n\v\f\r"
 # Stages of the problem that stands for an NVML that did not answer, and of that for a GPU which did not.
@@ -190,7 +192,8 @@ def management(found: Found, selection: Selection, names: Iterable[str], what: s
     if not wanted:
         return ()
     if selection.mig_devices and not selection.everything:
-        raise HookError(f"{what} error: cannot enable {what} with specific MIG devices selected")
+        raise HookError(f"{what} error: cannot enable {what} with specific MIG devices selected",
+                        "select whole GPUs, or `all`")  # fmt: skip
     return tuple([gpu for gpu in selection.gpus if gpu.mig_capable])
 
 
@@ -203,4 +206,6 @@ def imex_channels(names: Iterable[str]) -> tuple[int, ...]:
             raise HookError(f"error parsing IMEX info: unsupported IMEX channel value: {printable(name[:200])}",
                             f"a number below {MAX_IMEX_CHANNEL}")  # fmt: skip
         found[number] = None
+        if len(found) > MAX_IMEX_CHANNELS:
+            raise HookError("error parsing IMEX info: too many IMEX channels", f"at most {MAX_IMEX_CHANNELS}")
     return tuple(found)

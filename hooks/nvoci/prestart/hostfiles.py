@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nvoci.discover.model import DeviceNode
+    from nvoci.hook.devices import Source as Node
 
-# Of mount(2), in the words of facts: libraries and programs; procfs; sockets and the directory of a daemon; nodes.
+# Of mount(2): libraries and programs; procfs; sockets and the directory of a daemon; nodes.
 FILE = mount.READ_ONLY
 DATA = mount.READ_ONLY_DATA
 SOCKET = abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC
@@ -113,6 +114,14 @@ class Host:
             raise Stale(f"open {printable(node.host_path)}: not {number} any more")
         source.rule = DeviceRule("c", node.major, node.minor)
         return source
+
+    def template(self, node: DeviceNode) -> Node:
+        """A device node with the number that it was found with, to make another like it. Raises as `file`."""
+        from nvoci.hook import devices  # before imports are sealed
+
+        self.node(node).close()
+        number = (node.type, node.major, node.minor)
+        return devices.Source.open(self._root.fileno(), fsencode(node.host_path[len(self.root) :]), number)
 
     def proc(self, path: str) -> Source:
         """A file or directory of procfs, which is the same whatever the driver root. Raises as `file`."""

@@ -15,7 +15,7 @@ from errno import ENOENT
 
 from nvoci import log
 from nvoci.errors import HookError, hook_error, printable
-from nvoci.hook.migcaps import CAPABILITIES, CONFIG, MINORS, MONITOR, number
+from nvoci.hook import migcaps
 from nvoci.linux import procfs
 from nvoci.linux.fd import Fd, read_at_most
 from nvoci.linux.rootfs import fsencode
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # What nvidia-modprobe takes for granted: Documentation/admin-guide/devices.txt, and the driver's nv.h.
 _NVIDIA_MAJOR, _CONTROL, _MODESET = 195, 255, 254
-_UVM, _CAPS, _IMEX = b"nvidia-uvm", b"nvidia-caps", b"nvidia-caps-imex-channels"
+_UVM, _IMEX = b"nvidia-uvm", b"nvidia-caps-imex-channels"
 _PARAMS = b"driver/nvidia/params"
 _IDENTITY = [b"0", b"0", b"4294967295"]
 _VENDOR, _DISPLAY = b"0x10de", b"0x03"  # PCI: NVIDIA; class of display controllers
@@ -148,7 +148,7 @@ def _is_gpu(devices: int, name: bytes) -> bool:
 class _Loader:
     """One run. `changed`: whether it has loaded or made anything."""
 
-    __slots__ = ("_deadline", "_gpus", "_imex", "_majors", "_place", "_program", "_rules", "changed")
+    __slots__ = ("_deadline", "_drivers", "_gpus", "_imex", "_place", "_program", "_rules", "changed")
 
     def __init__(self, place: Place, gpus: int, imex: Sequence[int], deadline: float) -> None:
         self._place = place
@@ -156,7 +156,7 @@ class _Loader:
         self._imex = imex
         self._deadline = deadline
         self._program: bytes | None = None
-        self._majors: dict[bytes, int] = {}
+        self._drivers = b""
         self._rules = Rules()
         self.changed = False
 
@@ -192,7 +192,7 @@ class _Loader:
     def _look(self) -> None:
         """The driver's tables, which are there when its module is."""
         proc = self._place.proc.fileno()
-        self._majors = _majors(_read(proc, b"devices"))
+        self._drivers = _read(proc, b"devices")
         try:
             self._rules = Rules(_read(proc, _PARAMS))
         except FileNotFoundError:
@@ -213,7 +213,7 @@ class _Loader:
         for minor in range(self._gpus):
             yield b"nvidia%d" % minor, ("c", _NVIDIA_MAJOR, minor), self._rules
         yield from self._of_mig()
-        major = self._majors.get(_IMEX)
+        major = migcaps.major_of(self._drivers, _IMEX)
         for channel in self._imex:
             if major is None or not 0 <= channel <= _MAX_IMEX:
                 log.info("the driver has no such IMEX channel", channel=channel)
@@ -221,7 +221,7 @@ class _Loader:
             yield _IMEX + b"/channel%d" % channel, ("c", major, channel), self._rules
 
     def _of_uvm(self) -> Iterator[Node]:
-        major = self._majors.get(_UVM)
+        major = migcaps.major_of(self._drivers, _UVM)
         if major is None:
             raise HookError("it has no major number", "see /proc/devices")
         yield b"nvidia-uvm", ("c", major, 0), self._rules
@@ -232,15 +232,15 @@ class _Loader:
 
     def _of_mig(self) -> Iterator[Node]:
         """A node for each access file that there is."""
-        major, proc = self._majors.get(_CAPS), self._place.proc.fileno()
+        major, proc = migcaps.major_of(self._drivers), self._place.proc.fileno()
         if major is None:
             return
         try:
-            table = _read(proc, MINORS, _MINORS_LIMIT)
+            table = _read(proc, migcaps.MINORS, _MINORS_LIMIT)
         except FileNotFoundError:
             return
         gone = b"/"
-        for path in access_files(table, self._gpus):
+        for path in self._access_files(table):
             if path.startswith(gone):
                 continue  # in an instance that there is not: the table has nine lines for each
             try:
@@ -248,58 +248,19 @@ class _Loader:
             except FileNotFoundError:
                 gone = path.rpartition(b"/")[0] + b"/"
                 continue
-            minor = minor_of(text)
+            minor = migcaps.minor_of(text)
             if minor is None:
                 log.info("access file without DeviceFileMinor", path=b"/proc/" + path)
                 continue
-            yield _CAPS + b"/nvidia-cap%d" % minor, ("c", major, minor), Rules(text)
+            yield migcaps.DRIVER + b"/nvidia-cap%d" % minor, ("c", major, minor), Rules(text)
 
-
-# -- tables ------------------------------------------------------------------------------------------------------------
-
-
-def access_files(table: bytes, gpus: int) -> Iterator[bytes]:
-    """Below /proc, those of `mig-minors` that belong to the first GPUs. A line of another form ends it, since the table
-    is then not the one that is known."""
-    for line in table.split(b"\n"):
-        name, _, minor = line.rpartition(b" ")
-        if not line:
-            continue
-        parts = name.split(b"/")
-        known = number(minor) is not None
-        if known and name in (CONFIG.encode(), MONITOR.encode()):
-            yield CAPABILITIES + b"/mig/" + name
-            continue
-        ids = [_suffix(part, key) for part, key in zip(parts, (b"gpu", b"gi", b"ci"))]
-        if not known or parts[-1] != b"access" or len(parts) not in (3, 4) or None in ids[: len(parts) - 1]:
-            log.info("table of MIG minors: unknown line", line=line[:80])
-            return
-        if (ids[0] or 0) < gpus:
-            yield b"/".join([CAPABILITIES, parts[0], b"mig", *parts[1:]])
-
-
-def _suffix(part: bytes, key: bytes) -> int | None:
-    return number(part[len(key) :]) if part.startswith(key) else None
-
-
-def minor_of(text: bytes) -> int | None:
-    """DeviceFileMinor of an access file."""
-    for line in text.split(b"\n"):
-        key, _, value = line.partition(b":")
-        if key.strip() == b"DeviceFileMinor":
-            return number(value.strip())
-    return None
-
-
-def _majors(table: bytes) -> dict[bytes, int]:
-    """Of the character devices in /proc/devices."""
-    found: dict[bytes, int] = {}
-    for line in table.partition(b"Block devices:")[0].split(b"\n"):
-        words = line.split()
-        major = number(words[0]) if len(words) == 2 else None
-        if major is not None:
-            found.setdefault(words[1], major)
-    return found
+    def _access_files(self, table: bytes) -> Iterator[bytes]:
+        """Of the first GPUs. A line of another form ends it, since the table is then not the one that is known."""
+        try:
+            for path, _, _ in migcaps.entries(table, range(self._gpus)):
+                yield path
+        except HookError as e:
+            log.info(e.line())
 
 
 def _is_loaded(sys: int, module: bytes) -> bool:

@@ -4,11 +4,12 @@
 
 Performance contract: at every start of a container on the node, with GPU or without. Whether it asks for one is decided
 from the state, its config.json and the look for one key in config.toml; nothing else is loaded before that, not even
-ctypes: 1.3 times the start of the interpreter.
+ctypes: next to nothing beyond the start of the interpreter.
 """
 
 from __future__ import annotations
 
+import _signal
 import gc
 import posix
 import sys
@@ -19,6 +20,7 @@ from nvoci.jsonfile import load_object, path_from_json
 from nvoci.oci import spec as oci_spec
 from nvoci.oci import state as oci_state
 from nvoci.prestart import ask, configfile
+from nvoci.prestart.names import FALSE, TRUE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,8 +29,11 @@ if TYPE_CHECKING:
 USAGE = 2
 TITLE = "NVIDIA Container Runtime Hook"
 PRESTART = "prestart"
+# Seconds: for what every container pays for; for a look at the node, whose steps have limits that together are less.
+# The work on the container then has the deadline of the settings.
+_EARLY, _LOOK = 30.0, 90.0
 _NOTHING = ("poststart", "poststop")  # hooks that this program may be called as, and that have nothing to do
-_TRUE, _FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")
+_HINT = "the runtime writes the state to the hook's stdin"
 _HELP = """\
 Usage of {name}:
   -config FILE
@@ -71,6 +76,7 @@ def main() -> None:
     """Entry point; does not return."""
     gc.disable()  # it is over before garbage counts
     code = FAILED
+    _limit(_EARLY)
     try:
         code = _run(sys.argv[1:])
     except HookError as e:
@@ -87,6 +93,13 @@ def main() -> None:
     except Exception as e:  # noqa: BLE001  # the last line of defence: one line instead of a traceback
         log.error(f"{PRESTART}: internal error: {type(e).__name__}: {printable(e)} at {_where(e)} (please report it)")
     posix._exit(code)
+
+
+def _limit(seconds: float) -> None:
+    """As `nvoci.hook.process.limit`, without what that module loads: 4 us."""
+    _signal.signal(_signal.SIGALRM, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGALRM,))
+    _signal.setitimer(_signal.ITIMER_REAL, seconds)
 
 
 def _where(error: BaseException) -> str:
@@ -111,7 +124,10 @@ def parse(words: list[str]) -> Words:
         _flag(found, rest)
     if rest[:1] == ["--"]:
         rest.pop(0)
-    found.command = rest[0] if rest else ""
+    found.command = rest.pop(0) if rest else ""
+    # What stands behind the command is passed over, as in the reference; but who says `-dry-run` there means it.
+    found.debug |= bool({"-debug", "--debug"} & {*rest})
+    found.dry_run |= bool({"-dry-run", "--dry-run"} & {*rest})
     return found
 
 
@@ -130,9 +146,9 @@ def _flag(found: Words, rest: list[str]) -> None:
         return
     if name not in ("debug", "dry-run", "version"):
         raise Usage(f"flag provided but not defined: -{name}")
-    if there and value not in _TRUE + _FALSE:
+    if there and value not in TRUE + FALSE:
         raise Usage(f'invalid boolean value "{value}" for -{name}')
-    setattr(found, name.replace("-", "_"), not there or value in _TRUE)
+    setattr(found, name.replace("-", "_"), not there or value in TRUE)
 
 
 def _run(argv: list[str]) -> int:
@@ -154,6 +170,7 @@ def _run(argv: list[str]) -> int:
     if not ask.may_ask(spec, place):
         log.debug("no GPU is asked for")
         return OK
+    _limit(_LOOK)
     _load_bundle()
     from nvoci.prestart import start
 
@@ -175,8 +192,8 @@ def _state() -> State:
     if not state.bundle:
         unsafe_path = load_object(state.raw, "read state", "stdin").get("bundlePath")
         if type(unsafe_path) is not str:
-            raise HookError("read state: it names no bundle", "the runtime writes the state to the hook's stdin")
+            raise HookError("read state: it names no bundle", _HINT)
         state.bundle = path_from_json(unsafe_path)
     if not state.bundle.startswith("/"):
-        raise HookError(f"read state: bundle `{printable(state.bundle[:200])}` is not an absolute path")
+        raise HookError(f"read state: bundle `{printable(state.bundle[:200])}` is not an absolute path", _HINT)
     return state

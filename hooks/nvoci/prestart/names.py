@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ALL, NONE, VOID = "all", "none", "void"
+# What Go's strconv.ParseBool takes, for the command line and for variables.
+TRUE, FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ENDS = _LETTERS + "0123456789"
 

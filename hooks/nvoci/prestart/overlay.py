@@ -22,7 +22,7 @@ from nvoci.hook.operations import shown
 from nvoci.linux import abi, mount, procfs
 from nvoci.linux.fd import Fd, read_at_most, write_all
 from nvoci.linux.mountinfo import ids, mount_id, own_mounts, own_table
-from nvoci.linux.rootfs import Made
+from nvoci.linux.rootfs import Made, is_pseudo
 from nvoci.linux.syscalls import fsconfig_create, fsconfig_set_string, fsmount, fsopen, fstatfs_type, mount_setattr
 from nvoci.linux.syscalls import mount as mount_by_path
 
@@ -73,14 +73,16 @@ class Tree:
         self.entries[path] = (data, mode)
 
     def write(self, root: int, owner: tuple[int, int] | None) -> None:
-        """Make all of it in the directory that `root` has open. Raises OSError."""
+        """Make all of it in the directory that `root` has open. A directory is given away after what is in it, and all
+        of it was made: its new owner may have it within reach. Raises OSError."""
         for path, (data, mode) in self.entries.items():
             if data is None:
                 posix.mkdir(path, mode, dir_fd=root)
             else:
                 with Fd(posix.open(path, _NEW, mode, dir_fd=root)) as fd:
                     write_all(fd.fileno(), data)
-            if owner is not None:
+        if owner is not None:
+            for path in reversed(self.entries):
                 posix.chown(path, *owner, dir_fd=root, follow_symlinks=False)
 
     def is_in(self, root: int) -> bool:
@@ -187,7 +189,20 @@ class Generated(Operation):
             self._mounted = self._attach(self._point)
 
     def _find(self, made: Made) -> Point:
-        return self.points.find(self.path, self.mode, made, directory=True, pseudo=not self.mode)
+        point = self.points.find(self.path, self.mode, made, directory=True, pseudo=not self.mode)
+        try:
+            self._check_own(point.fd.fileno())
+        except (OSError, HookError):
+            point.fd.close()
+            point.remove()
+            raise
+        return point
+
+    def _check_own(self, fd: int) -> None:
+        """Refuse another directory of the kernel's, which a link of the image leads to: the kernel must call it so."""
+        if is_pseudo(fd) and not (procfs.is_procfs(fd) and procfs.name_of(fd).endswith(b"/" + self.path)):
+            raise HookError(f"mount on {shown(self.path)}: leads into a file system of the kernel's",
+                            "what is there would be hidden from the runtime too")  # fmt: skip
 
     def _check_there(self) -> None:
         try:

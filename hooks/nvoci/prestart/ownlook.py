@@ -14,7 +14,7 @@ from nvoci.discover.look import nvml_path
 from nvoci.discover.model import Problem
 from nvoci.discover.node import Node, Options, plain
 from nvoci.discover.search import Search
-from nvoci.errors import HookError, hook_error
+from nvoci.errors import HookError, hook_error, printable
 from nvoci.ldcache import cache
 from nvoci.linux.rootfs import fsencode
 from nvoci.prestart import cliuser
@@ -60,12 +60,13 @@ def _cached(read_file: Callable[[bytes, int], bytes], path: str) -> tuple[str, .
     except OSError as e:
         raise hook_error(f"{DETECTION}: open failed:", path, e, "see --ldcache, or ldcache in config.toml") from None
     except cache.CacheError as e:
-        raise HookError(f"{DETECTION}: unsupported file format: {path}", str(e)) from None
+        raise HookError(f"{DETECTION}: unsupported file format: {printable(path)}", str(e)) from None
     found: dict[str, None] = {}
     for entry in entries:
         directory = plain(entry.unsafe_path.rpartition(b"/")[0])
         if directory.startswith("/") and is_ours(plain(entry.unsafe_soname)):
             found[directory] = None
     if not found:
-        raise HookError(f"{INITIALIZATION}: load library failed: {path} has no library of a driver", "run ldconfig")
+        raise HookError(f"{INITIALIZATION}: load library failed: {printable(path)} has no library of a driver",
+                        "run ldconfig")  # fmt: skip
     return tuple(found)

@@ -10,18 +10,19 @@ Then `nvoci.hook.work` gives the device rules.
 
 from __future__ import annotations
 
-import posix
-
 from nvoci import log
 from nvoci.discover.inventory import Stale
-from nvoci.errors import hook_error
+from nvoci.errors import HookError, hook_error, printable
 from nvoci.hook import enable_cuda_compat, update_ldcache
+from nvoci.hook.container import CALLER
+from nvoci.hook.operation import AllowDevices
 from nvoci.hook.operations import RemoveFile
-from nvoci.linux import abi
+from nvoci.hook.settings import MKNOD
+from nvoci.linux import abi, userns
 from nvoci.linux.rootfs import fsencode
 from nvoci.prestart import hostfiles, overlay, tls
-from nvoci.prestart.binds import Allow, Bind, KeepLink, MakeDirectory
-from nvoci.prestart.choose import TLS, Chosen, choose, stem
+from nvoci.prestart.binds import Bind, KeepLink, MakeDirectory
+from nvoci.prestart.choose import TLS, Chosen, MissingNode, choose, stem
 from nvoci.prestart.config import LDCONFIG, MOUNT
 from nvoci.prestart.hostfiles import Host, Source
 from nvoci.prestart.points import Points
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from nvoci.discover.model import DeviceNode, Found, Gpu, Mount
     from nvoci.hook.container import Container
+    from nvoci.hook.devices import Source as Node
     from nvoci.hook.enter import Place
     from nvoci.hook.operation import Operation
     from nvoci.hook.settings import Settings
@@ -59,10 +61,15 @@ _LDCONFIG = "/sbin/ldconfig"
 class Prepared:
     """Everything of the host that one container gets, open. `steps` makes the work of it."""
 
-    __slots__ = ("_cache", "_points", "chosen", "compat32", "directories", "driver", "files", "libraries", "nodes",
-                 "procs", "profiles", "programs", "rules", "wanted")  # fmt: skip
+    __slots__ = ("_cache", "_make_nodes", "_points", "chosen", "compat32", "directories", "driver", "files",
+                 "libraries", "made", "nodes", "procs", "profiles", "programs", "rules", "wanted")  # fmt: skip
 
-    def __init__(self, chosen: Chosen, wanted: Wanted, cache: update_ldcache.Prepared, host: Host) -> None:
+    def __init__(
+        self, chosen: Chosen, wanted: Wanted, cache: update_ldcache.Prepared, host: Host, *, make_nodes: bool = False
+    ) -> None:
+        """make_nodes: instead of mounting the host's."""
+        self.made: list[tuple[Node, bytes]] = []
+        self._make_nodes = make_nodes
         self.chosen = chosen
         self.wanted = wanted
         self._cache = cache
@@ -87,8 +94,11 @@ class Prepared:
                 minors = [gpu.minor for gpu, _ in chosen.gpu_nodes if gpu.minor is not None]
                 self.profiles = overlay.profile_tree(minors)
             self._take_gpus(host, self.driver)
-            self._take_migs(host, self.driver)
-            self._take_management(host, self.driver)
+            try:
+                self._take_migs(host, self.driver)
+                self._take_management(host, self.driver)
+            except HookError as e:
+                raise MissingNode(e.message, e.hint) from None
         self._take_nodes(host, chosen.channels)
         if wanted.compat_mode == MOUNT:
             from nvoci.prestart import compatlibs  # noqa: F401 - before imports are sealed
@@ -97,7 +107,10 @@ class Prepared:
 
     def _take_nodes(self, host: Host, nodes: Iterable[DeviceNode]) -> None:
         for node in nodes:
-            self.nodes.append(_placed(host.node(node), node.container_path))
+            if self._make_nodes:
+                self.made.append((host.template(node), fsencode(node.container_path)))
+            else:
+                self.nodes.append(_placed(host.node(node), node.container_path))
 
     def _take_proc(self, host: Host, tree: overlay.Tree, path: str) -> None:
         """path: below /proc."""
@@ -127,34 +140,42 @@ class Prepared:
     def _take_migs(self, host: Host, tree: overlay.Tree) -> None:
         if not self.chosen.mig_nodes:
             return
-        from nvoci.prestart import management
+        from nvoci.hook import migcaps
 
-        for mig, gpu, nodes in self.chosen.mig_nodes:
-            files = management.access_files(mig, gpu)
-            management.check_nodes(mig, files, nodes)
-            for path in files:
-                if path[len("driver/nvidia/") :] not in tree.entries:
-                    self._take_proc(host, tree, path)
-            taken = [path for _, path in self.nodes]
-            self._take_nodes(host, [node for node in nodes if fsencode(node.container_path) not in taken])
+        taken: set[bytes] = set()
+        with migcaps.Host(self.chosen.found.driver.dev_root) as capabilities:
+            for mig, gpu, nodes in self.chosen.mig_nodes:
+                there = {(node.type, node.major, node.minor): node for node in nodes}
+                for path in migcaps.access_paths(gpu.minor, mig.gpu_instance, mig.compute_instance):
+                    if path in taken:
+                        continue
+                    taken.add(path)
+                    self._take_proc(host, tree, path.decode())
+                    number = capabilities.check(path)
+                    if number is None:
+                        continue
+                    if number not in there:
+                        raise Stale(f"use MIG device {printable(mig.uuid)}: a node of it was not there")
+                    self._take_nodes(host, [there[number]])
 
     def _take_management(self, host: Host, tree: overlay.Tree) -> None:
         """All capabilities, and the rules that let MIG devices of the GPUs be made and used."""
         chosen = self.chosen
         if not chosen.mig_config and not chosen.mig_monitor:
             return
-        from nvoci.prestart import management
+        from nvoci.hook import migcaps
 
-        self._take_proc(host, tree, management.CAPABILITIES)
-        if management.major() is None:
-            return
-        top = chosen.found.driver.dev_root.rstrip("/")
-        self.directories.append(_placed(host.directory(top + management.NODES, hostfiles.NODES), management.NODES))
-        for kind, gpus in (("mig-config", chosen.mig_config), ("mig-monitor", chosen.mig_monitor)):
-            if gpus:
-                nodes = [node for node in chosen.found.device_nodes if node.kind == kind]
-                self.rules += [rule for node in nodes if (rule := host.node(node).rule) is not None]
-                self.rules += management.rules(gpus)
+        self._take_proc(host, tree, migcaps.CAPABILITIES.decode())
+        root = chosen.found.driver.dev_root
+        with migcaps.Host(root) as capabilities:
+            if capabilities.major is None:
+                return
+            for kind, gpus in ((migcaps.CONFIG, chosen.mig_config), (migcaps.MONITOR, chosen.mig_monitor)):
+                if gpus:
+                    minors = [gpu.minor for gpu in gpus if gpu.minor is not None]
+                    self.rules += capabilities.rules([kind], minors)
+        nodes = "/" + migcaps.DEVICES.decode()
+        self.directories.append(_placed(host.directory(root.rstrip("/") + nodes, hostfiles.NODES), nodes))
 
     # -- in the container ---------------------------------------------------------------------------------------------
 
@@ -163,22 +184,20 @@ class Prepared:
         owner = None
         if place.process is not None:
             try:
-                st = place.process.stat()
+                owner = userns.root_of(place.process.fileno())
             except OSError as e:
                 raise hook_error("read state: pid", place.pid, e) from None
-            if st.st_uid != posix.geteuid():
-                owner = st.st_uid, st.st_gid
         return [
-            (NAME, plan, _Here(self, owner)),
+            (NAME, plan, _Here(self, owner, place.named or place.where == CALLER)),
             (_COMPAT, plan_compat, self),
             (_CACHE, plan_cache, self),
             (NAME, plan_directories, self),
         ]
 
-    def points(self, container: Container, owner: tuple[int, int] | None = None) -> Points:
+    def points(self, container: Container, here: _Here | None = None) -> Points:
         """One for all steps: the first says whose what is made will be."""
         if self._points is None:
-            self._points = Points(container, owner)
+            self._points = Points(container, here.owner if here else None, named=here is not None and here.named)
         return self._points
 
     def operations(self, container: Container, points: Points) -> list[Operation]:
@@ -217,13 +236,19 @@ class Prepared:
         return [Bind(points, source, libs + b"/" + source.name) for source in sources]
 
     def _devices(self, points: Points) -> list[Operation]:
-        allow = self.wanted.cgroups
-        if self.wanted.devbind:
-            found: list[Operation] = [Bind(points, source, path, allow=allow) for source, path in self.nodes]
+        allow, rules = self.wanted.cgroups, list(self.rules)
+        found: list[Operation] = []
+        if not self.wanted.devbind:
+            nodes = [source.rule for source, _ in self.nodes if source.rule is not None]
+            rules = [*nodes, *(node.rule() for node, _ in self.made), *rules]
+        elif self.made:
+            from nvoci.hook.devices import MakeNode  # loaded by Host.template
+
+            found += [MakeNode(points.container, node, path, allow=allow, owner=points.owner)
+                      for node, path in self.made]  # fmt: skip
         else:
-            rules = [source.rule for source, _ in self.nodes if allow and source.rule is not None]
-            found = [Allow(rule) for rule in rules]
-        return found + [Allow(rule) for rule in self.rules if allow]
+            found += [Bind(points, source, path, allow=allow) for source, path in self.nodes]
+        return [*found, AllowDevices(rules)] if allow and rules else found
 
     def cache(self, rootfs: Rootfs) -> update_ldcache.Prepared:
         """For the engine of update-ldcache: where libraries went."""
@@ -236,13 +261,15 @@ class Prepared:
 
 
 class _Here:
-    """`Prepared`, and the owner of the container: what the first step needs."""
+    """`Prepared`, and what the first step needs to know: owner, the container's root as `userns.root_of` has it; named,
+    whether somebody else than a runtime says that this is a container."""
 
-    __slots__ = ("owner", "prepared")
+    __slots__ = ("named", "owner", "prepared")
 
-    def __init__(self, prepared: Prepared, owner: tuple[int, int] | None) -> None:
+    def __init__(self, prepared: Prepared, owner: tuple[int, int] | None, named: bool) -> None:
         self.prepared = prepared
         self.owner = owner
+        self.named = named
 
 
 def prepare(found: Found, wanted: Wanted, settings: Settings) -> Prepared:
@@ -252,7 +279,7 @@ def prepare(found: Found, wanted: Wanted, settings: Settings) -> Prepared:
     options = {"folder": [], "engine": wanted.engine, "ldconfig-path": ldconfig}
     cache = update_ldcache.prepare(options, settings)
     with Host(wanted.driver_root) as host:
-        return Prepared(chosen, wanted, cache, host)
+        return Prepared(chosen, wanted, cache, host, make_nodes=settings.device_nodes == MKNOD)
 
 
 def work_steps(prepared: Prepared) -> list[Step]:
@@ -262,7 +289,7 @@ def work_steps(prepared: Prepared) -> list[Step]:
 
 def plan(prepared: _Here, container: Container) -> list[Operation]:
     """The driver and its devices."""
-    points = prepared.prepared.points(container, prepared.owner)
+    points = prepared.prepared.points(container, prepared)
     return prepared.prepared.operations(container, points)
 
 
@@ -321,8 +348,7 @@ def _libraries(mounts: Iterable[Mount], host: Host) -> list[Source]:
         if stem(mount.host_path) == TLS:
             reason = tls.TAKEN if has_tls else _tls_refusal(source)
             if reason:
-                tell = log.info if reason in (tls.OTHER, tls.TAKEN) else log.warning
-                tell("library left out", library=source.path, reason=reason)
+                log.info("library left out", library=source.path, reason=reason)
                 continue
             has_tls = True
         found.append(source)

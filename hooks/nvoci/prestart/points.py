@@ -1,41 +1,36 @@
 """Mount points in a container: directories and empty files, found or made by handle, and mounts put on them.
 
 A link is followed inside the root, also where it dangles; anything but a directory is covered by a file, whatever it
-is. What is made belongs to the container's root. Nothing is made in a directory of the host that was mounted before,
-and nothing is mounted on a file system of the kernel's, unless the caller says so: a link of the image to
-/proc/1/attr/exec would make the runtime's security label go to a file of the host.
+is. Nothing is made where `HostMounts` forbids it, as in a volume that a link of the image leads to; and nothing is
+mounted on a file system of the kernel's, unless the caller says so: a link of the image to /proc/1/attr/exec would make
+the runtime's security label go to a file of the host.
 
-Performance contract: a directory is looked up once. A new file in it costs 10 system calls with its mount and the check
+Performance contract: a directory is looked up once. A new file in it costs 12 system calls with its mount and the check
 of that (50 us); `nvoci.linux.mount`, which does the same for any target, takes three times that.
 """
 
 from __future__ import annotations
 
 import posix
-from _stat import S_ISDIR, S_ISLNK, S_ISREG
-from errno import EEXIST, ELOOP, ENOENT, ENOSPC, ENOTEMPTY, EROFS, ESTALE
+from _stat import S_ISDIR, S_ISLNK
+from errno import EEXIST, ELOOP, ENOENT, ENOSPC, ENOSYS, ENOTEMPTY, EPERM, EROFS, ESTALE
 
 from nvoci.errors import HookError
 from nvoci.hook.container import CALLER, HOST
 from nvoci.hook.hostmounts import HostMounts
 from nvoci.hook.operations import shown
 from nvoci.linux import mount, procfs
-from nvoci.linux.acting import Acting
 from nvoci.linux.canonical import canonical, link_text
 from nvoci.linux.fd import Fd
 from nvoci.linux.mountinfo import mount_id
-from nvoci.linux.rootfs import Made, is_pseudo, split
-from nvoci.linux.syscalls import move_mount
+from nvoci.linux.rootfs import is_pseudo, split
+from nvoci.linux.syscalls import move_mount, statx_mount
+from nvoci.prestart.rights import Given, Rights, give, take_back
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import TypeVar
-
     from nvoci.hook.container import Container
-    from nvoci.linux.rootfs import Dir, Rootfs
-
-    T = TypeVar("T")
+    from nvoci.linux.rootfs import Dir, Made, Rootfs
 
 _NEW = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC
 _PATH = posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC
@@ -80,15 +75,15 @@ class Point:
 
 
 class Points:
-    """Of one container. owner: (uid, gid) of its root as the host has them; None where they are ours."""
+    """Of one container. owner, named: as `Rights` wants them."""
 
-    __slots__ = ("_private", "_pseudo", "_table", "container", "owner")
+    __slots__ = ("_private", "_pseudo", "_rights", "_table", "container")
 
-    def __init__(self, container: Container, owner: tuple[int, int] | None) -> None:
+    def __init__(self, container: Container, owner: tuple[int, int] | None, *, named: bool = False) -> None:
         self.container = container
-        self.owner = owner
+        self._rights = Rights(container.rootfs, owner, named=named)
         self._pseudo: dict[int, bool] = {}  # by st_dev
-        self._private: set[tuple[int, int]] = set()  # directories whose mounts are
+        self._private: set[int] = set()  # ids of mounts that are
         self._table = b""
 
     @property
@@ -96,36 +91,54 @@ class Points:
         """The container's."""
         return self.container.rootfs
 
+    @property
+    def owner(self) -> tuple[int, int] | None:
+        """To whom belongs what is made; None where it stays ours."""
+        return self._rights.owner
+
     # -- finding and making -----------------------------------------------------------------------------------------
 
     def directory(self, unsafe_path: bytes, made: Made, wanted: bytes = b"") -> Dir:
         """A directory to act in; what is missing is made with 0755. made: is told of it. wanted: what is to be in it,
-        for a message. Raises OSError, HookError."""
+        as the caller was told. Raises OSError, HookError."""
+        wanted = wanted or unsafe_path
         try:
             try:
-                found = self._mkdirs(unsafe_path, made)
+                found = self._mkdirs(unsafe_path, made, wanted)
             except NotADirectoryError:
                 # A link that leads nowhere yet, perhaps: its target is made.
-                found = self._mkdirs(canonical(unsafe_path, lambda path: link_text(self.rootfs, path)), made)
+                found = self._mkdirs(canonical(unsafe_path, lambda path: link_text(self.rootfs, path)), made, wanted)
         except OSError as e:
-            raise _not_made(wanted or unsafe_path, e) from None
+            raise _not_made(wanted, e) from None
         if HostMounts.of(self.rootfs).holds(found.fileno()):
-            raise HookError(f"make mount point {shown(wanted or unsafe_path)}: lies in a directory of the host, "
-                            "mounted before", "the image has a link where it needs a directory")  # fmt: skip
+            raise HookError(f"make mount point {shown(wanted)}: lies in a directory of the host, mounted before",
+                            "the image has a link where it needs a directory")  # fmt: skip
         return found
 
-    def _mkdirs(self, unsafe_path: bytes, made: Made) -> Dir:
-        if self.owner is None:
-            return self.rootfs.mkdirs(unsafe_path, _DIRECTORY_MODE, made)
+    def _mkdirs(self, unsafe_path: bytes, made: Made, wanted: bytes) -> Dir:
         try:
             return self.rootfs.dir(unsafe_path)
         except FileNotFoundError:
             pass
-        try:
-            with Acting(*self.owner):
-                return self.rootfs.mkdirs(unsafe_path, _DIRECTORY_MODE, made)
-        except PermissionError:  # in a directory of another's
-            return self.rootfs.mkdirs(unsafe_path, _DIRECTORY_MODE, _Given(made, self.owner))
+        above = self._innermost(unsafe_path)
+        refusal = self._rights.refusal(above, wanted)
+        if refusal is not None:
+            raise refusal
+        found, given = self._rights.use(above, wanted, lambda: self.rootfs.mkdirs(unsafe_path, _DIRECTORY_MODE, made))
+        if given is not None:
+            return self.rootfs.mkdirs(unsafe_path, _DIRECTORY_MODE, Given(made, given))
+        assert found is not None
+        return found
+
+    def _innermost(self, unsafe_path: bytes) -> Dir:
+        """The directory above a missing one that is there."""
+        while True:
+            unsafe_path = unsafe_path.rstrip(b"/").rpartition(b"/")[0]
+            try:
+                return self.rootfs.dir(unsafe_path)
+            except FileNotFoundError:
+                if not unsafe_path:
+                    raise
 
     def find(
         self, unsafe_path: bytes, mode: int, made: Made, *, directory: bool = False, pseudo: bool = False
@@ -133,11 +146,11 @@ class Points:
         """The file or directory to mount on, made with `mode` if it is missing. pseudo: it may be the kernel's. Raises
         OSError, HookError."""
         self.check_place(unsafe_path)
-        point = self._point(unsafe_path, mode, made, directory)
+        point = self._point(unsafe_path, mode, made, directory, unsafe_path)
         if S_ISLNK(point.st.st_mode):
             point.fd.close()
             resolved = canonical(unsafe_path, lambda path: link_text(self.rootfs, path))
-            point = self._point(resolved, mode, made, directory)
+            point = self._point(resolved, mode, made, directory, unsafe_path)
         try:
             if S_ISLNK(point.st.st_mode):
                 raise OSError(ELOOP, "a link again", unsafe_path)
@@ -148,45 +161,63 @@ class Points:
             raise
         return point
 
-    def _point(self, unsafe_path: bytes, mode: int, made: Made, directory: bool) -> Point:
-        """As `find`, but a link is returned as it is."""
-        above, name = split(unsafe_path)
+    def _point(self, path: bytes, mode: int, made: Made, directory: bool, unsafe_path: bytes) -> Point:
+        """As `find`, but a link is returned as it is. path: the one to use of `unsafe_path`, which the caller gave."""
+        above, name = split(path)
         parent = self.directory(above, made, unsafe_path)
-        fd = None
+        refusal = self._rights.refusal(parent, unsafe_path)
         try:
-            if directory:
-                self._made(parent, name, lambda: posix.mkdir(name, mode, dir_fd=parent.fileno()))
-            else:
-                fd = Fd(self._made(parent, name, lambda: posix.open(name, _NEW, mode, dir_fd=parent.fileno())))
+            if refusal is not None:
+                return Point(parent, name, _open(parent, name, unsafe_path), fresh=False)
+            fd = self._new(parent, name, mode, directory, unsafe_path)
         except FileExistsError:
             return Point(parent, name, _open(parent, name, unsafe_path), fresh=False)
+        except FileNotFoundError as e:
+            raise refusal or _not_made(unsafe_path, e) from None
         except OSError as e:
             raise _not_made(unsafe_path, e) from None
-        try:
-            return Point(parent, name, fd or _open(parent, name, unsafe_path), fresh=True)
-        except OSError as e:
-            _take_back(parent, name)
-            raise OSError(e.errno, e.strerror, unsafe_path) from None
+        return Point(parent, name, fd, fresh=True)
 
-    def _made(self, parent: Dir, name: bytes, make: Callable[[], T]) -> T:
-        """make(), so that what is made at `name` is the container's root's. Raises OSError."""
-        if self.owner is None:
-            return make()
+    def _new(self, parent: Dir, name: bytes, mode: int, directory: bool, wanted: bytes) -> Fd:
+        """An empty file or directory, which is the container's root's. Raises OSError, HookError."""
+
+        def make() -> int:
+            if not directory:
+                return posix.open(name, _NEW, mode, dir_fd=parent.fileno())
+            posix.mkdir(name, mode, dir_fd=parent.fileno())
+            return -1
+
+        number, given = self._rights.use(parent, wanted, make)
+        if number is None:
+            number = make()
+        fd = None
         try:
-            with Acting(*self.owner):
-                return make()
-        except PermissionError:  # in a directory of another's
-            result = make()
+            fd = Fd(number) if number >= 0 else Fd(posix.open(name, _PATH, dir_fd=parent.fileno()))
+            if given is not None:
+                give(fd, given, directory=directory)
+        except OSError:
+            if fd is not None:
+                fd.close()
+            take_back(parent, name)
+            raise
+        return fd
+
+    def make_link(self, parent: Dir, name: bytes, target: bytes, unsafe_path: bytes) -> None:
+        """A new link; of its owner nothing depends. unsafe_path: as the caller was told. Raises OSError, EEXIST where
+        something is there; EROFS is for the caller's transaction."""
+
+        def make() -> None:
+            posix.symlink(target, name, dir_fd=parent.fileno())
+
+        refusal = self._rights.refusal(parent, unsafe_path)
+        if refusal is not None:
             try:
-                posix.chown(name, *self.owner, dir_fd=parent.fileno(), follow_symlinks=False)
-            except OSError:
-                _take_back(parent, name)
-                raise
-            return result
-
-    def make_link(self, parent: Dir, name: bytes, target: bytes) -> None:
-        """A new link. Raises OSError, EEXIST where something is there; EROFS is for the caller's transaction."""
-        self._made(parent, name, lambda: posix.symlink(target, name, dir_fd=parent.fileno()))
+                posix.stat(name, dir_fd=parent.fileno(), follow_symlinks=False)
+            except FileNotFoundError:
+                raise refusal from None
+            raise FileExistsError(EEXIST, "there already", unsafe_path)
+        if self._rights.use(parent, unsafe_path, make)[1] is not None:
+            make()
 
     def check_place(self, unsafe_path: bytes) -> None:
         """Raise HookError where there is no container, to which a mount would be confined."""
@@ -209,11 +240,12 @@ class Points:
                             "what is there would be hidden from the runtime too")  # fmt: skip
 
     def _check_private(self, point: Point, unsafe_path: bytes) -> None:
-        """As `mount.check_propagation`. A new file lies on its directory's mount, and that is looked at once; the table
-        is read again only for a mount that is newer than the last look."""
-        if point.fresh and point.directory.identity in self._private:
+        """As `mount.check_propagation`. A mount is looked at once; the table is read again only for one that is newer
+        than the last look."""
+        number = _mount_of(point.fd.fileno())
+        if number in self._private:
             return
-        start = b"\n%d " % mount_id(point.fd.fileno())
+        start = b"\n%d " % number
         at = self._table.find(start)
         if at < 0:
             self._table = b"\n" + procfs.read(b"self/mountinfo", _MOUNTS_LIMIT)
@@ -222,8 +254,7 @@ class Points:
         if b" shared:" in self._table[at + 1 : self._table.find(b"\n", at + 1)].partition(b" - ")[0]:
             raise HookError(f"mount on {shown(unsafe_path)}: lies on a shared mount, and would appear on the host",
                             "give the container `rootfsPropagation` slave or private")  # fmt: skip
-        if point.fresh:
-            self._private.add(point.directory.identity)
+        self._private.add(number)
 
     # -- mounting -----------------------------------------------------------------------------------------------------
 
@@ -266,22 +297,6 @@ class Points:
         HostMounts.of(self.rootfs).add(self.rootfs, fd.fileno())
 
 
-class _Given(Made):
-    """Hands what is made on to its owner, and to another record."""
-
-    __slots__ = ("_made", "_owner")
-
-    def __init__(self, made: Made, owner: tuple[int, int]) -> None:
-        super().__init__()
-        self._made = made
-        self._owner = owner
-
-    def add(self, parent: Dir, name: bytes, st: posix.stat_result) -> None:
-        """A directory of ours for a moment."""
-        self._made.add(parent, name, st)
-        posix.chown(name, *self._owner, dir_fd=parent.fileno(), follow_symlinks=False)
-
-
 def _open(parent: Dir, name: bytes, unsafe_path: bytes) -> Fd:
     try:
         return Fd(posix.open(name, _PATH, dir_fd=parent.fileno()))
@@ -289,16 +304,14 @@ def _open(parent: Dir, name: bytes, unsafe_path: bytes) -> Fd:
         raise OSError(e.errno, e.strerror, unsafe_path) from None
 
 
-def _take_back(parent: Dir, name: bytes) -> None:
-    """Remove what was made a moment ago, and cannot be told from another's later: only something empty, or a link."""
+def _mount_of(fd: int) -> int:
+    """`mount_id`, at a third of its cost from Linux 5.8."""
     try:
-        st = posix.stat(name, dir_fd=parent.fileno(), follow_symlinks=False)
-        if S_ISDIR(st.st_mode):
-            posix.rmdir(name, dir_fd=parent.fileno())
-        elif S_ISLNK(st.st_mode) or (S_ISREG(st.st_mode) and not st.st_size):
-            posix.unlink(name, dir_fd=parent.fileno())
-    except OSError:
-        pass  # filled, or gone
+        return statx_mount(fd)[0]
+    except OSError as e:
+        if e.errno not in (ENOSYS, EPERM):
+            raise
+        return mount_id(fd)
 
 
 def _same(a: posix.stat_result, b: posix.stat_result) -> bool:

@@ -11,7 +11,7 @@ from nvoci.discover.record import REQUIRED, Record, links, natural, texts, tuple
 from nvoci.errors import HookError, printable
 from nvoci.prestart import capabilities, devices, volumes
 from nvoci.prestart.ask import CUDA_VERSION, MAX_VALUE, MOUNTS, REQUIRE_CUDA, VISIBLE_DEVICES, is_legacy
-from nvoci.prestart.names import ALL, NONE, VOID, items, narrowed
+from nvoci.prestart.names import ALL, NONE, TRUE, VOID, items, narrowed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 IMEX_CHANNELS = "NVIDIA_IMEX_CHANNELS"
 MIG = "NVIDIA_MIG_{}_DEVICES"
 DISABLE_REQUIRE, REQUIRE, REQUIRE_JETPACK = "NVIDIA_DISABLE_REQUIRE", "NVIDIA_REQUIRE_", "NVIDIA_REQUIRE_JETPACK"
-_TRUE = ("1", "t", "T", "TRUE", "true", "True")
 _PRIVILEGED = "CAP_SYS_ADMIN"
 _OLD_IMAGE = f"{CUDA_VERSION} without {REQUIRE_CUDA}: an old image"
 _MAX_NUMBER = 1 << 32
@@ -83,7 +82,7 @@ class _Asker:
         self.config = config
         self.env = spec.environment()
         self.legacy = is_legacy(self.env)
-        self.privileged = spec.bounding(_PRIVILEGED)
+        self.privileged = spec.privileged()
         self.reasons: list[tuple[str, str]] = []
         self.why = ""
 
@@ -145,7 +144,7 @@ class _Asker:
             return ()
         if not self.privileged:
             raise HookError(f"cannot set MIG_{what}_DEVICES in non privileged container",
-                            f"{self.why} needs {_PRIVILEGED} in the bounding set")  # fmt: skip
+                            f"{self.why} needs {_PRIVILEGED} in the bounding set, and no user namespace")  # fmt: skip
         self.tell(f"MIG {what.lower()}", value)
         return tuple(dict.fromkeys(items(value)))
 
@@ -168,7 +167,7 @@ class _Asker:
 
     def requirements(self) -> tuple[tuple[str, str], ...]:
         switch = self.env.get(DISABLE_REQUIRE)
-        if self.config.disable_require or switch in _TRUE:
+        if self.config.disable_require or switch in TRUE:
             self.why = "disable-require in config.toml" if self.config.disable_require else DISABLE_REQUIRE
             self.tell("requirements", "not checked")
             return ()

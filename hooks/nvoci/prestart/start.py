@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from nvoci import log
 from nvoci.errors import OK
-from nvoci.hook import enter, process, settings
+from nvoci.hook import enter, logs, process, settings
 from nvoci.hook.work import work_on
 from nvoci.linux import procfs
 from nvoci.oci.state import rootfs_path
 from nvoci.prestart import config as configuration
-from nvoci.prestart import logs, mode, node, plan, request
+from nvoci.prestart import mode, node, plan, request
 from nvoci.prestart.wanted import of_request
 
 TYPE_CHECKING = False

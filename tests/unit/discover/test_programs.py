@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from lib.flipper import Flipper
 from lib.rootfs import tree
 from unit.discover.looktools import V, by_name, lines, link, look
 
@@ -190,6 +191,37 @@ def test_a_directory_of_a_stranger_in_tmp_is_no_mps_directory(tmp_path: Path) ->
     assert told.startswith(
         "use directory /tmp/nvidia-mps: owned by uid 1000, not by root (start the MPS daemon as root"
     )
+
+
+@pytest.mark.security
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a directory to somebody else")
+@pytest.mark.parametrize(("path", "words"), [
+    ("/tmp/mine", "owned by uid 1000, in a directory that others may write"),
+    ("/tmp/link", "ELOOP: a link in a directory that others may write"),
+    ("/tmp/link/below", "ELOOP: a link in a directory that others may write"),
+])  # fmt: skip
+def test_where_anybody_may_make_one_a_configured_directory_is_root_s(tmp_path: Path, path: str, words: str) -> None:
+    tree(tmp_path, "dir etc/below\ndir tmp/mine\nsymlink tmp/link /etc")
+    (tmp_path / "tmp").chmod(0o1777)
+    os.chown(tmp_path / "tmp/mine", 1000, 1000)
+    found, (told,) = find_sockets(tmp_path, Options(mps_directory=path))
+    assert found == {}
+    assert told.startswith(f"use directory {path}: {words} (")
+
+
+@pytest.mark.security
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a directory to somebody else")
+@pytest.mark.parametrize("path", ["/tmp/nvidia-mps", "/tmp/other"])
+def test_who_exchanges_the_mps_directory_for_a_link_is_not_believed(tmp_path: Path, path: str) -> None:
+    """Their own directory, and a link to one of root's: neither is one, whenever it is looked at."""
+    tree(tmp_path, f"dir etc\ndir {path[1:]}\nsymlink tmp/x /etc")
+    (tmp_path / "tmp").chmod(0o1777)
+    for name in (path[1:], "tmp/x"):
+        os.chown(tmp_path / name, 1000, 1000, follow_symlinks=False)
+    with Flipper(tmp_path / path[1:], tmp_path / "tmp/x") as flipper:
+        for _ in range(300):
+            assert find_sockets(tmp_path, Options(mps_directory=path))[0] == {}
+        assert flipper.rounds > 10
 
 
 def test_a_file_in_place_of_the_mps_directory_is_a_problem(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import resource
 import select
 import sys
 
+from nvoci import log
 from nvoci.errors import HookError
 from nvoci.hook import watchdog
 from nvoci.hook.operation import Operation
@@ -114,6 +115,19 @@ class Told(Operation):
     def _deaf(self) -> None:
         _signal.pthread_sigmask(_signal.SIG_BLOCK, range(1, 32))
         select.select([], [], [], float(self.argument))
+
+    def _stat(self) -> None:
+        posix.stat(self.argument)
+
+    def _say(self) -> None:
+        """COUNT:TEXT as that many warnings."""
+        count, _, text = self.argument.partition(":")
+        for _ in range(int(count)):
+            log.warning(text)
+
+    def _fds(self) -> None:
+        links = [posix.readlink(f"self/fd/{n}", dir_fd=procfs.handle()) for n in range(3)]
+        self.note("fds " + " ".join([link.partition(":")[0] for link in links]))
 
     def _die(self) -> None:
         posix.kill(int(posix.readlink(b"self", dir_fd=procfs.handle())), 9)

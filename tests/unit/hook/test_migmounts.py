@@ -347,6 +347,17 @@ def test_a_directory_of_nodes_that_cannot_be_opened_is_an_error(node: MigNode, r
     assert "lies on a mount with nodev" in isolated(body)
 
 
+def test_beside_the_directory_of_nodes_no_file_is_made_for_an_instance(node: MigNode, root: Path) -> None:
+    def work(container: Container, operations: list[Operation]) -> Any:
+        perform(operations)
+        there = set(mounts(root))
+        sh(f"umount -l {root}/dev/nvidia-caps")
+        return there, os.listdir(root / "dev/nvidia-caps")
+
+    wanted = {TREE, "dev/nvidia-caps", *given(GI)}
+    assert in_container(node, root, work, managed=True, instances=[GI]) == (wanted, [])
+
+
 def test_a_file_where_a_directory_belongs_is_an_error(node: MigNode, root: Path) -> None:
     tree(root, "file dev/nvidia-caps text")
 

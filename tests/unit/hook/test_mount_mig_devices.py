@@ -117,7 +117,56 @@ DEVICES: dict[str, tuple[str, int | None]] = {
 
 @pytest.mark.parametrize(("text", "major"), DEVICES.values(), ids=DEVICES)
 def test_the_major_number_is_that_of_the_character_device(text: str, major: int | None) -> None:
-    assert migcaps._major(text.encode()) == major
+    assert migcaps.major_of(text.encode()) == major
+
+
+TABLES: dict[str, tuple[str, list[str], str]] = {
+    "known": (
+        "config 1\nmonitor 2\ngpu0/gi1/access 12\ngpu0/gi1/ci0/access 13\n",
+        ["mig/config 1", "mig/monitor 2", "gpu0/mig/gi1/access 12", "gpu0/mig/gi1/ci0/access 13"],
+        "",
+    ),
+    "no newline at the end": ("gpu1/gi2/access 3", ["gpu1/mig/gi2/access 3"], ""),
+    "of other GPUs": ("gpu2/gi0/access 3\ngpu10/gi0/access 4\nconfig 1\n", ["mig/config 1"], ""),
+    "an unknown capability": ("config 1\nfabric 7\nmonitor 2\n", ["mig/config 1", "mig/monitor 2"], ""),
+    "another order": ("gi0/gpu0/access 3\nconfig 1\n", ["mig/config 1"], ""),
+    "dots of another": ("../gpu0/access 3\nconfig 1\n", ["mig/config 1"], ""),
+    "no number": ("config 1\nmonitor x\ngpu0/gi0/access 3\n", ["mig/config 1"], "line `monitor x`"),
+    "no minor": ("config\nmonitor 2\n", [], "line `config`"),
+    "a large number": ("config 1048576000\n", [], "line `config 1048576000`"),
+    "dots": ("gpu0/../access 3\nconfig 1\n", [], "line `gpu0/../access 3`"),
+    "one part more": ("gpu0/gi0/ci0/x/access 3\nconfig 1\n", [], "gi0/ci0/x/"),
+    "one part less": ("gpu0/access 3\nconfig 1\n", [], "gpu0/access"),
+    "another file": ("gpu0/gi0/other 3\nconfig 1\n", [], "gpu0/gi0/other"),
+    "a GPU alone": ("gpu0 3\n", [], "line `gpu0 3`"),
+    "a sign": ("gpu-1/gi0/access 3\nconfig 1\n", [], "gpu-1"),
+    "more than a number": ("gpu1x/gi0/access 3\n", [], "gpu1x"),
+    "a leading zero": ("gpu0/gi01/access 3\n", [], "gi01"),
+    "control characters": ("gpu0/\x1b[2J 3\n", [], "gpu0/\\x1b[2J"),
+    "empty": ("", [], ""),
+}
+
+
+@pytest.mark.parametrize(("table", "wanted", "message"), TABLES.values(), ids=TABLES)
+def test_the_table_of_minors(table: str, wanted: list[str], message: str) -> None:
+    """Of GPUs 0 and 1; what stands before a bad line is given."""
+    found, said = [], ""
+    try:
+        for path, gpu, minor in migcaps.entries(table.encode(), range(2)):
+            assert (gpu is None) is path.startswith(migcaps.CAPABILITIES + b"/mig/")
+            found.append(f"{path.decode()} {minor}")
+    except HookError as e:
+        said = e.line()
+        assert said.startswith("read /proc/driver/nvidia-caps/mig-minors: line `")
+    assert found == [f"driver/nvidia/capabilities/{line}" for line in wanted]
+    assert (message in said, bool(message)) == (True, bool(said))
+
+
+def test_access_files_go_by_the_minor_of_the_gpu() -> None:
+    top = b"driver/nvidia/capabilities/gpu3/mig/gi5"
+    assert migcaps.access_paths(3, 5, 2) == [top + b"/access", top + b"/ci2/access"]
+    with pytest.raises(HookError, match="no minor number"):
+        migcaps.access_paths(None, 5, 2)
 
 
 # -- the host ---------------------------------------------------------------------------------------------------------
@@ -260,6 +309,8 @@ UNPRIVILEGED = {
     "none": "{}",
     "others": '{"capabilities": {"bounding": ["CAP_CHOWN"], "effective": ["CAP_SYS_ADMIN"]}}',
     "null": '{"capabilities": null}',
+    "root of a user namespace": '{"capabilities": {"bounding": ["CAP_SYS_ADMIN"]}}, '
+    '"linux": {"namespaces": [{"type": "mount"}, {"type": "user"}]}',
 }
 
 
@@ -278,8 +329,10 @@ def test_only_privileged_containers_manage_mig(tmp_path: Path, kind: str, proces
 NO_TABLE: dict[str, tuple[str, str]] = {
     "no table of minors": ("rm proc/driver/nvidia-caps/mig-minors", "nvidia-caps/mig-minors: ENOENT"),
     "a bad line": ("echo 'gpu3/gi1/access x' >>proc/driver/nvidia-caps/mig-minors", "line `gpu3/gi1/access x`"),
+    "another capability": ("echo 'fabric/all 5000' >>proc/driver/nvidia-caps/mig-minors", ""),
     "no config": ("rm proc/driver/nvidia/capabilities/mig/config", "mig/config: ENOENT (update the driver"),
-    "no config node": ("rm dev/nvidia-caps/nvidia-cap1", "nvidia-cap1: ENOENT"),
+    "no config node": ("rm dev/nvidia-caps/nvidia-cap1", "nvidia-cap1: ENOENT (make it: nvidia-modprobe -f /proc/"),
+    "another node": ("cd dev/nvidia-caps; rm nvidia-cap1; mknod nvidia-cap1 c 236 2", "is c 236:2, should be c 236:1"),
     "no nodes of instances": (
         "mv dev/nvidia-caps dev/x; mkdir dev/nvidia-caps; mv dev/x/nvidia-cap1 dev/nvidia-caps",
         "",

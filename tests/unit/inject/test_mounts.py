@@ -12,6 +12,7 @@ import pytest
 from kernel import namespaced
 from kernel.namespaced import KERNELS, Kernel
 from lib import oracle
+from lib.flipper import Flipper
 from unit.inject.thing import Thing
 
 from nvoci.cdi.model import ContainerEdits, Mount
@@ -19,8 +20,9 @@ from nvoci.errors import HookError
 from nvoci.hook.container import OUTSIDE
 from nvoci.hook.enter import Place
 from nvoci.hook.operation import Operation, Transaction
-from nvoci.inject import edits
-from nvoci.linux import abi, fd, procfs, syscalls
+from nvoci.inject import edits, mountopts
+from nvoci.inject.sources import open_source
+from nvoci.linux import abi, fd, guarded, procfs, syscalls
 from nvoci.linux.fd import Fd
 
 CALLS = {"open_tree", "move_mount"}
@@ -301,3 +303,49 @@ def test_an_engines_tmpfs_of_our_name_with_other_options_is_covered(
         return len(lines(root))
 
     assert in_container(root, kernel, [Mount("tmpfs", "/opt/t", options, "tmpfs")], body, setup=setup) == 2
+
+
+# -- what others may have put there -----------------------------------------------------------------------------------
+
+
+def shared(thing: Thing) -> Path:
+    """A directory of the host's in one that everybody may write."""
+    (thing.folder / "tmp/own").mkdir(parents=True)
+    (thing.folder / "tmp").chmod(0o1777)
+    (thing.folder / "tmp/x").symlink_to("../data")
+    return thing.folder / "tmp/own"
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("name", ["tmp/x", "tmp/x/sub"])
+def test_no_link_of_a_directory_for_everybody_is_followed(thing: Thing, name: str) -> None:
+    shared(thing)
+    with pytest.raises(HookError) as caught:
+        open_source(thing.host(name), mountopts.parse(("rbind",)))
+    assert caught.value.line() == (
+        f"mount {thing.host(name)}: ELOOP: leads through a link in a directory that others may write "
+        "(name in the specification what it leads to)"
+    )
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("kernel", [KERNELS[0], KERNELS[3]], ids=lambda k: k.name)
+def test_in_a_race_for_a_directory_no_other_is_taken(thing: Thing, kernel: Kernel) -> None:
+    own = shared(thing)
+    wanted = own.stat().st_ino
+
+    def body() -> set[int]:
+        kernel.start()
+        found: set[int] = set()
+        for _ in range(1000):
+            try:
+                with open_source(str(own), mountopts.parse(("rbind",))) as source:
+                    found.add(source.object.stat().st_ino)
+            except HookError as e:
+                if guarded.LINK not in e.message:
+                    raise
+        return found
+
+    with Flipper(own, own.with_name("x")) as flipper:
+        assert namespaced.isolated(body) <= {wanted}
+        assert flipper.rounds > 10

@@ -17,16 +17,15 @@ from unit.inject.thing import Json, Thing
 from nvoci.cdi.model import ContainerEdits, DeviceNode, Mount
 from nvoci.errors import HookError
 from nvoci.hook.container import HOST, OUTSIDE, Container
-from nvoci.hook.devices import AllowDevice
 from nvoci.hook.enter import Place
-from nvoci.hook.operation import Operation, Transaction
+from nvoci.hook.operation import AllowDevices, Operation, Transaction
 from nvoci.hook.settings import Settings
 from nvoci.inject import edits, nodes, targets
 from nvoci.linux.rootfs import Rootfs
 
 
 def rules(operations: list[Operation]) -> list[str]:
-    return [str(each.rule) for each in operations if isinstance(each, AllowDevice)]
+    return [str(rule) for each in operations if isinstance(each, AllowDevices) for rule in each.rules]
 
 
 def planned(root: Path, *wanted: DeviceNode) -> list[Operation]:

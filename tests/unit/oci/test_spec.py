@@ -133,3 +133,34 @@ def test_capabilities_of_another_shape_are_refused(version: str, capabilities: A
     given = spec({"capabilities": capabilities}, ociVersion=version)
     assert refused(lambda: given.bounding(ADMIN)) == reason
     assert given.environment() == {}  # who does not ask for them does not care
+
+
+NAMESPACES: dict[str, tuple[Any, bool]] = {
+    "no linux": ("absent", False),
+    "null": (None, False),
+    "none": ({}, False),
+    "null for a list": ({"namespaces": None}, False),
+    "others": ({"namespaces": [{"type": "mount"}, {"type": "pid", "path": "/proc/1/ns/pid"}, {}]}, False),
+    "its own": ({"namespaces": [{"type": "mount"}, {"type": "user"}]}, True),
+    "another container's": ({"namespaces": [{"type": "user", "path": "/proc/7/ns/user"}]}, True),
+}
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(("linux", "has"), NAMESPACES.values(), ids=NAMESPACES)
+def test_who_is_root_of_a_user_namespace_does_not_administer_the_node(linux: Any, has: bool) -> None:
+    given = spec({"capabilities": {"bounding": [ADMIN]}}, linux=linux)
+    assert (given.has_namespace("user"), given.privileged()) == (has, not has)
+    assert spec({"capabilities": {"bounding": ["CAP_CHOWN"]}}, linux=linux).privileged() is False
+
+
+BAD_NAMESPACES: dict[str, tuple[Any, str]] = {
+    "linux is a list": ([], "`linux` is not an object"),
+    "an object": ({"namespaces": {"type": "user"}}, "`linux.namespaces` is not a list"),
+    "names": ({"namespaces": ["user"]}, "`linux.namespaces` is not a list of objects"),
+}
+
+
+@pytest.mark.parametrize(("linux", "reason"), BAD_NAMESPACES.values(), ids=BAD_NAMESPACES)
+def test_namespaces_of_another_shape_are_refused(linux: Any, reason: str) -> None:
+    assert refused(spec({"capabilities": {"bounding": [ADMIN]}}, linux=linux).privileged) == reason

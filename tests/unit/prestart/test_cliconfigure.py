@@ -11,6 +11,9 @@ import pytest
 from lib import hookproc, proc, session
 from unit.prestart.prestarttools import needs_root
 
+from nvoci.errors import HookError
+from nvoci.linux.rootfs import Rootfs
+
 pytestmark = needs_root
 CLASS = "nvidia-container-cli: container error: "
 
@@ -76,3 +79,37 @@ os.dup2(write, 1)
 os.execv("/bin/sh", ["sh", "-c", {line!r}])
 """])  # fmt: skip
     assert (unread.rc, unread.stderr) == (1, "")
+
+
+HOSTILE = "a\nnvidia-container-cli: all is well\x1b[2J\u202e"
+WORDS: dict[str, list[str]] = {
+    "rootfs": ["configure", "/nowhere/" + HOSTILE],
+    "root": ["--root=/" + HOSTILE, "configure", "/nowhere/rootfs"],
+    "relative root": ["-r", HOSTILE, "info"],
+    "ldcache": ["--ldcache=/" + HOSTILE, "info"],
+    "user": ["--user=" + HOSTILE, "info"],
+    "device": ["configure", "--device=" + HOSTILE, "/nowhere/rootfs"],
+    "channel": ["configure", "--imex-channel=" + HOSTILE, "/nowhere/rootfs"],
+    "pid": ["configure", "--pid=" + HOSTILE, "/nowhere/rootfs"],
+    "mode": ["configure", "--cuda-compat-mode=" + HOSTILE, "/nowhere/rootfs"],
+    "relative rootfs": ["configure", HOSTILE],
+}
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+def test_what_is_told_is_one_line(words: list[str]) -> None:
+    program = hookproc.entry("main", "nvoci.prestart.cli", "nvidia-container-cli")
+    result = proc.run(hookproc.command(words, program))
+    assert result.rc == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("nvidia-container-cli: ")
+    assert line.isprintable()
+
+
+@pytest.mark.security
+def test_the_name_of_a_root_is_one_line() -> None:
+    for path in (HOSTILE, "/nowhere/" + HOSTILE, f"/{HOSTILE}/../../proc/1/root/" + "../" * 9):
+        with pytest.raises(HookError) as caught:
+            Rootfs.open(path)
+        assert caught.value.line().isprintable()

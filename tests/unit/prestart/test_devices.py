@@ -222,6 +222,13 @@ def test_imex_channels() -> None:
     assert imex_channels(["5", "0", "05", "1048575"]) == (5, 0, 1048575)
 
 
+def test_imex_channels_have_an_end() -> None:
+    most = [str(number) for number in range(2048)]
+    assert len(imex_channels([*most, "0", "02047"])) == 2048
+    caught = error(lambda: imex_channels([*most, "2048"]))
+    assert caught.line() == "error parsing IMEX info: too many IMEX channels (at most 2048)"
+
+
 @pytest.mark.parametrize(
     "name", ["1048576", "-1", "+1", " 1", "1 ", "x", "", "1x", "0x1", "1.0", "\u0661", "\u00b2", "9" * 60_000]
 )

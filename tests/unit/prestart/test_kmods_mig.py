@@ -10,8 +10,6 @@ import pytest
 from lib import mignode
 from unit.prestart.kmodhost import MAJORS, Host, expected, simulated
 
-from nvoci.prestart import kmods
-
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root")]
 
 
@@ -21,30 +19,16 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
         yield found
 
 
-LINES: dict[str, tuple[str, list[str]]] = {
-    "known": (
-        "config 1\nmonitor 2\ngpu0/gi1/access 12\ngpu0/gi1/ci0/access 13\n",
-        ["mig/config", "mig/monitor", "gpu0/mig/gi1/access", "gpu0/mig/gi1/ci0/access"],
-    ),
-    "no newline at the end": ("gpu1/gi2/access 3", ["gpu1/mig/gi2/access"]),
-    "of a GPU that is not there": ("gpu2/gi0/access 3\nconfig 1\n", ["mig/config"]),
-    "an unknown word ends it": ("config 1\nfabric 7\nmonitor 2\n", ["mig/config"]),
-    "no number ends it": ("config 1\nmonitor x\ngpu0/gi0/access 3\n", ["mig/config"]),
-    "no minor ends it": ("config\nmonitor 2\n", []),
-    "dots end it": ("gpu0/../access 3\nconfig 1\n", []),
-    "one part more ends it": ("gpu0/gi0/ci0/x/access 3\nconfig 1\n", []),
-    "one part less ends it": ("gpu0/access 3\nconfig 1\n", []),
-    "another order ends it": ("gi0/gpu0/access 3\nconfig 1\n", []),
-    "another file ends it": ("gpu0/gi0/other 3\nconfig 1\n", []),
-    "a sign ends it": ("gpu-1/gi0/access 3\nconfig 1\n", []),
-    "empty": ("", []),
-}
-
-
-@pytest.mark.parametrize(("table", "wanted"), LINES.values(), ids=LINES)
-def test_the_table_of_minors_names_access_files(table: str, wanted: list[str]) -> None:
-    found = [path.decode() for path in kmods.access_files(table.encode(), 2)]
-    assert found == [f"driver/nvidia/capabilities/{path}" for path in wanted]
+def test_a_line_of_another_form_ends_the_table_and_nothing_else(host: Host) -> None:
+    host.loaded()
+    host.write("proc/driver/nvidia-caps/mig-minors", "config 1\nfabric 7\nmonitor 2\ngpu0/gi1 12\ngpu0/gi1/access 12\n")
+    host.load(0)
+    found = [name for name in host.nodes() if name.startswith("nvidia-caps")]
+    assert sorted(found) == [
+        "nvidia-caps", "nvidia-caps-imex-channels", "nvidia-caps-imex-channels/channel0", "nvidia-caps/nvidia-cap1",
+        "nvidia-caps/nvidia-cap2",
+    ]  # fmt: skip
+    assert [line for line in host.said if "line `gpu0/gi1 12`" in line] != []
 
 
 def test_instances_are_those_that_there_are_with_the_minors_of_their_files(host: Host) -> None:

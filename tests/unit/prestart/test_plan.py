@@ -15,17 +15,19 @@ from unit.prestart.chosentools import VERSION, a_node, asked
 from unit.prestart.prestarttools import error, needs_root
 
 from nvoci.discover.inventory import Stale
-from nvoci.discover.model import Found
+from nvoci.discover.model import DeviceNode, Found
 from nvoci.hook.container import OUTSIDE
 from nvoci.hook.enter import Place
 from nvoci.hook.settings import Settings
 from nvoci.linux import procfs
 from nvoci.linux.rootfs import Rootfs
 from nvoci.prestart import plan
+from nvoci.prestart.choose import MissingNode
 from nvoci.prestart.plan import Prepared, library_directories
 
 pytestmark = needs_root
 LIB = "/usr/lib/x86_64-linux-gnu"
+TOP = "driver/nvidia/capabilities"
 ABI_TAG = bytes.fromhex("00000000020000000300000063000000")
 
 
@@ -49,7 +51,9 @@ class Node:
         proc = ["file params ModifyDeviceFiles: 1\\n", "dir gpus/0000:07:00.0", "dir gpus/00000000:08:00.0"]
         for instance in range(1, migs + 1):
             top_of = f"capabilities/gpu1/mig/gi{instance}"
-            proc += [f"file {top_of}/access x", f"file {top_of}/ci0/access x"]
+            names = (f"{top_of}/access", f"{top_of}/ci0/access")
+            proc += [f"file {name} DeviceFileMinor: {10 * instance + i}\\n" for i, name in enumerate(names)]
+        proc.append("file capabilities/mig/config DeviceFileMinor: 1\\n")
         rootfs.tree(top / "proc/driver/nvidia", "\n".join(proc))
         rootfs.tree(top / "proc/driver/nvidia-caps", "file mig-minors gpu1/gi9/access 99\\n")
         self.proc = top / "proc"
@@ -165,7 +169,7 @@ def test_32_bit_libraries_go_to_a_directory_of_their_own(node: Node) -> None:
 
 def test_without_rules_or_without_nodes(node: Node) -> None:
     assert not any("allow" in line for line in node.first("0", cgroups=False))
-    assert node.first("0", devbind=False, capabilities="utility")[-2:] == ["allow c 195:255 rw", "allow c 195:0 rw"]
+    assert node.first("0", devbind=False, capabilities="utility")[-1] == "allow c 195:255 rw, c 195:0 rw"
     assert not any("allow" in line or "/dev/" in line for line in node.first("0", devbind=False, cgroups=False))
 
 
@@ -184,22 +188,95 @@ def test_a_mig_device_has_files_and_nodes(mig_node: Node) -> None:
 
 
 def test_a_mig_device_without_its_node_is_refused(mig_node: Node) -> None:
-    nodes = [each for each in mig_node.found.device_nodes if "cap11" not in each.container_path]
-    found = mig_node.found.replace(device_nodes=nodes)
-    assert "1 of its 2 nodes" in error(lambda: mig_node.prepared("1:0", found=found)).message
+    before = open_files()
+    (mig_node.root / "dev/nvidia-caps/nvidia-cap11").unlink()
+    refused = error(lambda: mig_node.prepared("1:0"))
+    assert isinstance(refused, MissingNode)
+    assert refused.message == "use device /dev/nvidia-caps/nvidia-cap11: ENOENT"
+    assert refused.hint == f"make it: nvidia-modprobe -f /proc/{TOP}/gpu1/mig/gi1/ci0/access"
+    assert open_files() == before
     (mig_node.proc / "devices").write_text("")
-    nodes = [each for each in nodes if "nvidia-cap1" not in each.container_path]
-    said = mig_node.steps(mig_node.prepared("1:0", found=found.replace(device_nodes=nodes)))[0][1]
+    nodes = [each for each in mig_node.found.device_nodes if "nvidia-cap1" not in each.container_path]
+    said = mig_node.steps(mig_node.prepared("1:0", found=mig_node.found.replace(device_nodes=nodes)))[0][1]
     assert any("gi1/ci0/access" in line for line in said)
     assert not any("nvidia-caps" in line for line in said)
+
+
+def test_a_node_that_was_made_since_the_look_has_the_node_looked_at_again(mig_node: Node) -> None:
+    nodes = [each for each in mig_node.found.device_nodes if "cap11" not in each.container_path]
+    with pytest.raises(Stale, match="a node of it was not there"):
+        mig_node.prepared("1:0", found=mig_node.found.replace(device_nodes=nodes))
+
+
+# What is wrong with the host: access file of gi1 or None, node of gi1, what is told.
+WRONG: dict[str, tuple[str | None, str, str]] = {
+    "another minor in the file": ("DeviceFileMinor: 12\n", "", "nvidia-cap12: ENOENT"),
+    "no minor in the file": ("DeviceFileMode: 292\n", "", "gi1/access: no DeviceFileMinor"),
+    "an endless file": ("x" * 70000, "", "gi1/access: EFBIG"),
+    "another node": (None, "char nvidia-cap10 236 11", "is c 236:11, should be c 236:10"),
+    "another driver's node": (None, "char nvidia-cap10 195 10", "is c 195:10, should be c 236:10"),
+    "a link to the other node": (None, "symlink nvidia-cap10 nvidia-cap11", "is not a device node"),
+    "a file": (None, "file nvidia-cap10 x", "is not a device node"),
+    "a FIFO": (None, "fifo nvidia-cap10", "is not a device node"),
+}
+
+
+@pytest.mark.parametrize(("text", "made", "told"), WRONG.values(), ids=WRONG)
+def test_file_and_node_of_an_instance_must_agree(mig_node: Node, text: str | None, made: str, told: str) -> None:
+    before = open_files()
+    if text is not None:
+        (mig_node.proc / TOP / "gpu1/mig/gi1/access").write_text(text)
+    else:
+        (mig_node.root / "dev/nvidia-caps/nvidia-cap10").unlink()
+        rootfs.tree(mig_node.root / "dev/nvidia-caps", made)
+    assert told in error(lambda: mig_node.prepared("1:0")).line()
+    assert open_files() == before
 
 
 def test_management_has_the_whole_tree_and_exact_rules(mig_node: Node) -> None:
     steps = mig_node.steps(mig_node.prepared("all", capabilities="", mig_config=("all",)))
     top = "/proc/driver/nvidia/capabilities"
     assert [line for line in steps[0][1] if "capabilities" in line] == [f"mount {top} {PROC} on {top}"]
-    assert steps[0][1][-2:] == ["allow c 236:1 rw", "allow c 236:99 rw"]
+    assert steps[0][1][-1] == "allow c 236:1 rw, c 236:99 rw"
     assert steps[3][1] == ["mount /dev/nvidia-caps (rw,nosuid,noexec) on /dev/nvidia-caps"]
+
+
+def test_management_of_a_driver_without_nodes_is_the_tree(mig_node: Node) -> None:
+    (mig_node.proc / "devices").write_text("195 nvidia\n")
+    steps = mig_node.steps(mig_node.prepared("all", capabilities="", mig_config=("all",)))
+    assert (steps[0][1][-1].startswith("allow"), steps[3][1]) == (False, [])
+
+
+# What is missing for the management: a shell would say `rm`; below the driver root, or the procfs.
+UNMANAGED: dict[str, tuple[str, str, str]] = {
+    "no node": ("driver/dev/nvidia-caps/nvidia-cap1", "", "use device /dev/nvidia-caps/nvidia-cap1: ENOENT (make it: "),
+    "another node": ("driver/dev/nvidia-caps/nvidia-cap1", "char nvidia-cap1 236 2", "is c 236:2, should be c 236:1"),
+    "no number": (f"proc/{TOP}/mig/config", "file config x", "mig/config: no DeviceFileMinor"),
+    "no access file": (f"proc/{TOP}/mig/config", "", "mig/config: ENOENT"),
+    "no table": ("proc/driver/nvidia-caps/mig-minors", "", "mig-minors: ENOENT"),
+    "a bad table": ("proc/driver/nvidia-caps/mig-minors", "file mig-minors gpu1/gi9/access", "line `gpu1/gi9/access`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("gone", "made", "told"), UNMANAGED.values(), ids=UNMANAGED)
+def test_management_that_would_not_work_is_refused(mig_node: Node, gone: str, made: str, told: str) -> None:
+    """Also where the look at the node found it."""
+    before, path = open_files(), mig_node.proc.parent / gone
+    path.unlink()
+    rootfs.tree(path.parent, made)
+    for found in (mig_node.found, mig_node.found.replace(device_nodes=without_caps(mig_node.found))):
+        refused = error(lambda: mig_node.prepared("all", found=found, mig_config=("all",), capabilities=""))  # noqa: B023
+        assert isinstance(refused, MissingNode)  # --load-kmods may make it
+        assert told in refused.line()
+    assert open_files() == before
+
+
+def without_caps(found: Found) -> list[DeviceNode]:
+    return [each for each in found.device_nodes if "nvidia-caps/" not in each.container_path]
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 COMPAT = "/usr/local/cuda/compat/libcuda.so.575.1"

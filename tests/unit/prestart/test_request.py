@@ -18,6 +18,7 @@ NO_ENV = "accept-nvidia-visible-devices-envvar-when-unprivileged = false\n"
 MOUNTS = "accept-nvidia-visible-devices-as-volume-mounts = true\n"
 SWARM = 'swarm-resource = "DOCKER_RESOURCE_GPU, OTHER"\n'
 ALL = "NVIDIA_VISIBLE_DEVICES=all"
+USERNS = {"namespaces": [{"type": "mount"}, {"type": "user"}]}
 
 
 def made(spec: Spec, text: str = "") -> Request:
@@ -53,6 +54,7 @@ DEVICES: dict[str, tuple[Spec, str, tuple[str, ...] | None]] = {
     "image with requirements": (container("CUDA_VERSION=12.4.1", "NVIDIA_REQUIRE_CUDA=cuda>=12.4"), "", None),
     "environment not accepted": (container(ALL), NO_ENV, None),
     "environment not accepted, privileged": (container(ALL, privileged=True), NO_ENV, ("all",)),
+    "environment not accepted, root of a user namespace": (container(ALL, privileged=True, linux=USERNS), NO_ENV, None),
     "old image not accepted": (container("CUDA_VERSION=9.0"), NO_ENV, None),
     "mounts not accepted": (container(mounts=asked("0")), "", None),
     "mounts": (container(mounts=asked("1", "0")), MOUNTS, ("1", "0")),
@@ -234,6 +236,17 @@ REFUSED: dict[str, tuple[Spec, str, str]] = {
     ),
     "MIG monitor": (
         container(ALL, "NVIDIA_MIG_MONITOR_DEVICES=,"), "", "cannot set MIG_MONITOR_DEVICES in non privileged container"
+    ),
+    "MIG configuration by root of a user namespace": (
+        container(ALL, "NVIDIA_MIG_CONFIG_DEVICES=all", privileged=True, linux=USERNS), "",
+        "cannot set MIG_CONFIG_DEVICES in non privileged container",
+    ),
+    "channels without end": (
+        container(ALL, "NVIDIA_IMEX_CHANNELS=" + ",".join([str(number) for number in range(100000, 109362)])), "",
+        "error parsing IMEX info: too many IMEX channels",
+    ),
+    "channels of mounts without end": (
+        container(mounts=asked("0", *[f"imex/{number}" for number in range(2049)])), MOUNTS, "too many IMEX channels"
     ),
     "capability": (container(ALL, "NVIDIA_DRIVER_CAPABILITIES=x"), "", "unsupported capabilities found in 'x'"),
     "old image of no version": (container("CUDA_VERSION=x"), "", "invalid CUDA version: CUDA_VERSION=x"),
