@@ -61,7 +61,7 @@ def bundle(*variables: str) -> Path:
 
 def bundle_state(folder: Path) -> str:
     state = {"ociVersion": "1.0.2", "id": "x", "status": "creating", "pid": 4711, "bundle": str(folder)}
-    path = session.new_dir("state") / "state"
+    path = session.new_dir("given") / "state"
     path.write_text(json.dumps(state))
     return shlex.quote(str(path))
 
