@@ -74,8 +74,8 @@ def test_what_lies_on_or_below_a_mount_of_the_host(top: Path) -> None:
 def test_the_table_of_mounts_is_read_once_for_many_directories(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def body() -> int:
         root, calls = guarded(top), []
-        own_mounts = mountinfo.own_mounts
-        monkeypatch.setattr("nvoci.hook.hostmounts.own_mounts", lambda: calls.append(1) or own_mounts())
+        own_table = mountinfo.own_table
+        monkeypatch.setattr(mountinfo, "own_table", lambda: calls.append(1) or own_table())
         for n in range(50):
             MakeLink(root, b"x", b"opt/own/%d/link" % n).execute(Transaction())
         return len(calls)

@@ -13,8 +13,8 @@ from _stat import S_ISDIR
 
 from nvoci.errors import HookError
 from nvoci.hook.operations import shown
-from nvoci.linux import abi, procfs
-from nvoci.linux.mountinfo import Mount, mount_id, own_mounts
+from nvoci.linux import abi, mountinfo, procfs
+from nvoci.linux.mountinfo import Mount, mount_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ class HostMounts:
     """Of one container's root. owner: (uid, gid) of the container's root on the host where it has a user namespace
     other than ours. own_root: whether the mount that the root lies on was made by the engine, for this container."""
 
-    __slots__ = ("_fine", "_ids", "_known", "_mounts", "_own_root", "_owner", "_root", "_top")
+    __slots__ = ("_fine", "_ids", "_known", "_own_root", "_owner", "_root", "_table", "_top")
 
     def __init__(self, owner: tuple[int, int] | None = None, *, own_root: bool = True) -> None:
         self._ids: set[int] = set()  # of mounts that were made here
         self._known: dict[int, bool] = {}  # id of a mount -> whether it is one of these or lies below one
         self._fine: set[tuple[int, int]] = set()  # (device, inode) of what was checked
-        self._mounts: dict[int, Mount] = {}
+        self._table = b""  # of mounts, read again where it lacks one
         self._owner = owner
         self._own_root = own_root
         self._root = 0  # the mount that the root lies on
@@ -57,7 +57,6 @@ class HostMounts:
         found = mount_id(fd)
         self._ids.add(found)
         self._fine.clear()
-        self._mounts.clear()
         if S_ISDIR(posix.fstat(fd).st_mode):
             self._known.clear()  # mounts below it may have come with it
         self._known[found] = True
@@ -68,10 +67,13 @@ class HostMounts:
         """Whether `fd` lies on one of the mounts made here, or on a mount below."""
         if not self._ids:
             return False
+        st = posix.fstat(fd)
+        if (st.st_dev, st.st_ino) in self._fine:
+            return False
         found = mount_id(fd)
         if found not in self._known:
-            parents = {one.id: one.parent for one in own_mounts()}
-            self._known[found] = not self._ids.isdisjoint(lineage(parents, found))
+            self._mount(found)
+            self._known[found] = not self._ids.isdisjoint(mountinfo.lineage(found, self._table))
         return self._known[found]
 
     def check(self, unsafe_path: bytes, fd: int) -> None:
@@ -102,19 +104,23 @@ class HostMounts:
         return ""
 
     def _mount(self, number: int) -> Mount | None:
-        if number not in self._mounts:  # made after the last look
-            self._mounts = {one.id: one for one in own_mounts()}
-        return self._mounts.get(number)
+        found = mountinfo.find(number, self._table)
+        if found is None:  # made after the last look
+            self._table = mountinfo.own_table()
+            found = mountinfo.find(number, self._table)
+        return found
 
     def _is_foreign(self, number: int) -> bool:
         """Whether the file system is mounted outside of the root too; one that the engine made for the container, as
         a tmpfs at /dev, is not."""
         mount = self._mount(number)
+        if mount is None:
+            return True
         inside = self._top + b"/"
-        return mount is None or any(
-            one.device == mount.device and one.target != self._top and not one.target.startswith(inside)
-            for one in self._mounts.values()
-        )
+        device = b" " + mount.device + b" "
+        lines = [line for line in self._table.split(b"\n") if device in line]
+        others = [one for one in mountinfo.parse(b"\n".join(lines)) if one.device == mount.device]
+        return any(one.target != self._top and not one.target.startswith(inside) for one in others)
 
     def _is_named(self, unsafe_path: bytes, number: int) -> bool:
         """Whether the path goes through the very place where it is mounted, without a link."""
@@ -125,11 +131,3 @@ class HostMounts:
         where = [part for part in mount.target[len(self._top) :].split(b"/") if part]
         merged = [*_MERGED[parts[0]], *parts[1:]] if parts[:1] and parts[0] in _MERGED else parts
         return where in (parts[: len(where)], merged[: len(where)])
-
-
-def lineage(parents: dict[int, int], mount: int) -> list[int]:
-    """A mount's id, that of the mount it lies on, and so on."""
-    found = [mount]
-    while (mount := parents.get(mount, mount)) != found[-1]:
-        found.append(mount)
-    return found
