@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from nvoci.hook.container import Container
 from nvoci.hook.operation import Operation, Transaction
 from nvoci.linux import procfs
 from nvoci.linux.rootfs import Made
-from nvoci.prestart import hostfiles, overlay
+from nvoci.prestart import compatlibs, hostfiles, overlay
 from nvoci.prestart.binds import Bind
 from nvoci.prestart.hostfiles import Host
 from nvoci.prestart.points import Points
@@ -161,3 +162,41 @@ def test_b3_a_mount_point_that_flips_itself_is_mounted_on_or_refused(
         assert flipper.rounds > 50, "there was no race"
         assert oracle.check() == []
     assert bad == []
+
+
+@pytest.mark.parametrize("flips", ["the file", "the directory", "a directory above"])
+@pytest.mark.parametrize("kernel", [NEW, OLD], ids=lambda kernel: kernel.name)
+def test_cve_2025_23359_a_compatibility_library_that_flips_is_the_image_s(
+    arena: Arena, kernel: Kernel, flips: str, long: bool
+) -> None:
+    """Compat mode `mount`: what was checked is what is mounted, never what the host has at that path."""
+    name, compat = "libcuda.so.580.1", "usr/local/cuda/compat"
+    (arena.canary / "compat").mkdir()
+    for folder in (arena.canary, arena.canary / "compat"):
+        (folder / name).write_text("the host's")
+    away = f"../../../../../../../..{arena.canary}"
+    rootfs.tree(arena.root, f"file {compat}/{name} the image's\nsymlink usr/local/cuda/file {arena.canary}/{name}")
+    rootfs.tree(arena.root, f"symlink usr/local/cuda/other {away}\nsymlink usr/local/other {away}")
+    pair = {
+        "the file": (f"{compat}/{name}", "usr/local/cuda/file"),
+        "the directory": (compat, "usr/local/cuda/other"),
+        "a directory above": ("usr/local/cuda", "usr/local/other"),
+    }[flips]
+
+    def body(container: Container) -> tuple[int, list[str]]:
+        found, tries, bad = 0, 0, []
+        deadline = time.monotonic() + 20
+        theirs = {(st.st_dev, st.st_ino) for st in map(os.stat, arena.canary.rglob(name))}
+        while tries < (20_000 if long else 500) or (not found and time.monotonic() < deadline):
+            tries += 1
+            for source in compatlibs.sources(container.rootfs, b"/" + compat.encode(), frozenset({"compute"}), "550.1"):
+                found += 1
+                if (source.st.st_dev, source.st.st_ino) in theirs:
+                    bad.append(source.path)
+                source.close()
+        return found, bad
+
+    with Flipper(arena.root / pair[0], arena.root / pair[1]):
+        found, bad = in_root(arena.root, kernel, body)
+    assert bad == []
+    assert found > 0
