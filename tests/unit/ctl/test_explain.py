@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lib import proc, session
+from lib import jail, proc, session
 from lib.bundle import CAPS, STANDARD_ENV, make_bundle
 from unit.prestart.chosentools import a_node, asked, control, without
 from unit.prestart.prestarttools import needs_root
@@ -51,7 +51,8 @@ class Case:
     def hook(self) -> str:
         """What the hook itself says of it, and would do nothing."""
         state = {"ociVersion": "1.0.2", "id": "x", "status": "created", "pid": 0, "bundle": str(self.bundle)}
-        command = [session.PYTHON, "-ISB", "-c", HOOK, session.HOOKS, "-config", self.config, "-dry-run", "prestart"]
+        command = [*jail.prefix("mount -t tmpfs run /run"), session.PYTHON, "-ISB", "-c", HOOK, session.HOOKS]
+        command += ["-config", self.config, "-dry-run", "prestart"]
         result = proc.run(command, stdin=json.dumps(state).encode(), timeout=30)
         [(level, text)] = [note for line in result.stderr.splitlines() if (note := explain_notes.parse(line))]
         assert (result.rc, level) == (1, "error")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lib import hookproc, proc, session
+from lib import hookproc, jail, proc, session
 from unit.prestart.prestarttools import needs_root
 
 from nvoci.errors import HookError
@@ -100,7 +100,7 @@ WORDS: dict[str, list[str]] = {
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 def test_what_is_told_is_one_line(words: list[str]) -> None:
     program = hookproc.entry("main", "nvoci.prestart.cli", "nvidia-container-cli")
-    result = proc.run(hookproc.command(words, program))
+    result = proc.run([*jail.prefix("mount -t tmpfs run /run"), *hookproc.command(words, program)])
     assert result.rc == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("nvidia-container-cli: ")
