@@ -30,6 +30,12 @@ def installed() -> Path:
     return prefix / "bin/nvidia-cdi-hook"
 
 
+@pytest.fixture(scope="session")
+def hook(installed: Path) -> Path:
+    """`nvidia-container-runtime-hook` of the same tree."""
+    return installed.with_name("nvidia-container-runtime-hook")
+
+
 @pytest.fixture
 def program(installed: Path) -> Program:
     """The hook with whatever system calls this kernel has (with --compat: without the newer ones)."""

@@ -48,11 +48,6 @@ def check(document: Json, seen: Seen) -> None:
     assert where <= cached | compat
 
 
-@pytest.fixture
-def hook(installed: Path) -> Path:
-    return installed.with_name("nvidia-container-runtime-hook")
-
-
 @asks_nvml
 def test_eight_gpus_with_everything(hook: Path, runtime: str) -> None:
     document, seen = explained(PrestartNode(hook), runtime, "all", capabilities="all")

@@ -41,11 +41,6 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
-def hook(installed: Path) -> Path:
-    return installed.with_name("nvidia-container-runtime-hook")
-
-
-@pytest.fixture
 def node(hook: Path) -> PrestartNode:
     """Eight GPUs."""
     return PrestartNode(hook)

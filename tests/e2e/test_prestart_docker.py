@@ -45,11 +45,6 @@ UUID = "GPU-12345678-1234-1234-1234-12345678000{}"
 
 
 @pytest.fixture(scope="module")
-def hook(installed: Path) -> Path:
-    return installed.with_name("nvidia-container-runtime-hook")
-
-
-@pytest.fixture(scope="module")
 def node(hook: Path) -> Iterator[DockerNode]:
     """Eight GPUs."""
     found = DockerNode(hook, env=DAEMON)

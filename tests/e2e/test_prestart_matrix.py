@@ -148,11 +148,6 @@ ROWS: dict[str, Row] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def hook(installed: Path) -> Path:
-    return installed.with_name("nvidia-container-runtime-hook")
-
-
 def other(cgroups: str, runtime: str) -> str:
     return cgroups if runtime == "runc" else {"v1": "v2", "v2": "v1"}[cgroups]
 

@@ -21,23 +21,6 @@ from tests.kernel.namespaced import KERNELS, Kernel, isolated
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")]
 
 
-@pytest.fixture(params=KERNELS, ids=lambda k: k.name)
-def kernel(request: pytest.FixtureRequest) -> Kernel:
-    value: Kernel = request.param
-    return value
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    path = tmp_path / "rootfs"
-    for name in ("bin", "proc", "etc", "usr/lib"):
-        (path / name).mkdir(parents=True)
-    (path / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
-    (path / "bin/busybox").chmod(0o755)
-    (path / "etc/target").write_text("image\n")
-    return path
-
-
 def test_container_root_cannot_write_to_a_generated_file(root: Path, kernel: Kernel) -> None:
     def body() -> None:
         with namespaced.container(root, with_params(root)) as pid:

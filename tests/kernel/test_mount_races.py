@@ -14,26 +14,9 @@ from nvoci.hook.container import Container
 from nvoci.linux import generated, mount
 from tests.kernel import namespaced
 from tests.kernel.mounting import TEXT
-from tests.kernel.namespaced import KERNELS, Kernel, isolated, os_error
+from tests.kernel.namespaced import Kernel, isolated, os_error
 
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")]
-
-
-@pytest.fixture(params=KERNELS, ids=lambda k: k.name)
-def kernel(request: pytest.FixtureRequest) -> Kernel:
-    value: Kernel = request.param
-    return value
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    path = tmp_path / "rootfs"
-    for name in ("bin", "proc", "etc", "usr/lib"):
-        (path / name).mkdir(parents=True)
-    (path / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
-    (path / "bin/busybox").chmod(0o755)
-    (path / "etc/target").write_text("image\n")
-    return path
 
 
 def test_target_swapped_while_mounting_is_never_missed(root: Path, kernel: Kernel) -> None:

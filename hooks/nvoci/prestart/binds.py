@@ -14,6 +14,7 @@ from nvoci.hook.operation import Operation
 from nvoci.hook.operations import shown
 from nvoci.linux import abi, mount
 from nvoci.linux.rootfs import Made, split
+from nvoci.prestart.points import OnPoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,20 +29,16 @@ if TYPE_CHECKING:
 _UMASK = 0o022
 
 
-class Bind(Operation):
+class Bind(OnPoint):
     """Mount a source on a path, where a mount point is found or made. rule: of a device node is asked for, too."""
 
-    __slots__ = ("_made", "_mounted", "_point", "allow", "path", "points", "source")
+    __slots__ = ("allow", "source")
 
     def __init__(self, points: Points, source: Source, path: bytes, *, allow: bool = False) -> None:
         """allow: the container may open it, a device node."""
-        self.points = points
+        super().__init__(points, path)
         self.source = source
-        self.path = path
         self.allow = allow
-        self._made: Made | None = None
-        self._point: Point | None = None
-        self._mounted: mount.Mounted | None = None
 
     def describe(self) -> str:
         rule = f", and allow {self.source.rule}" if self.allow else ""
@@ -84,17 +81,6 @@ class Bind(Operation):
         if posix.fstatvfs(mounted.fileno()).f_flag & abi.ST_NODEV:
             raise HookError(f"{self.describe()}: lies on a mount with nodev, where no device can be opened",
                             "mount the host's /dev without nodev")  # fmt: skip
-
-    def undo(self) -> None:
-        try:
-            if self._mounted is not None:
-                mounted, self._mounted = self._mounted, None
-                mounted.detach()
-        finally:
-            if self._point is not None:
-                self._point.remove()
-            if self._made is not None:
-                self._made.undo()
 
 
 class MakeDirectory(Operation):

@@ -17,7 +17,6 @@ from errno import ENOENT, ENOTDIR
 from nvoci import log
 from nvoci.errors import HookError, hook_error
 from nvoci.hook.container import CALLER
-from nvoci.hook.operation import Operation
 from nvoci.hook.operations import shown
 from nvoci.linux import abi, mount, procfs
 from nvoci.linux.fd import Fd, read_at_most, write_all
@@ -25,6 +24,7 @@ from nvoci.linux.mountinfo import ids, mount_id, own_mounts, own_table
 from nvoci.linux.rootfs import Made, is_pseudo
 from nvoci.linux.syscalls import fsconfig_create, fsconfig_set_string, fsmount, fsopen, fstatfs_type, mount_setattr
 from nvoci.linux.syscalls import mount as mount_by_path
+from nvoci.prestart.points import OnPoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -141,20 +141,16 @@ def profile_tree(minors: list[int]) -> Tree:
     return tree
 
 
-class Generated(Operation):
+class Generated(OnPoint):
     """Mount a tree on a directory. mode: of a directory that is made for it; 0: it must be there."""
 
-    __slots__ = ("_made", "_mounted", "_point", "mode", "path", "points", "tree", "what")
+    __slots__ = ("mode", "tree", "what")
 
     def __init__(self, points: Points, path: bytes, tree: Tree, what: str, mode: int = 0) -> None:
-        self.points = points
-        self.path = path
+        super().__init__(points, path)
         self.tree = tree
         self.what = what
         self.mode = mode
-        self._made: Made | None = None
-        self._point: Point | None = None
-        self._mounted: mount.Mounted | None = None
 
     @property
     def flags(self) -> int:
@@ -283,14 +279,3 @@ class Generated(Operation):
             mounted.detach()
             raise
         return mounted
-
-    def undo(self) -> None:
-        try:
-            if self._mounted is not None:
-                mounted, self._mounted = self._mounted, None
-                mounted.detach()
-        finally:
-            if self._point is not None:
-                self._point.remove()
-            if self._made is not None:
-                self._made.undo()

@@ -18,6 +18,7 @@ from errno import EEXIST, ELOOP, ENOENT, ENOSPC, ENOSYS, ENOTEMPTY, EPERM, EROFS
 from nvoci.errors import HookError
 from nvoci.hook.container import CALLER, HOST
 from nvoci.hook.hostmounts import HostMounts
+from nvoci.hook.operation import Operation
 from nvoci.hook.operations import shown
 from nvoci.linux import mount, procfs
 from nvoci.linux.canonical import canonical, link_text
@@ -324,3 +325,27 @@ def _not_made(unsafe_path: bytes, error: OSError) -> OSError | HookError:
         return OSError(error.errno, error.strerror, unsafe_path)
     return HookError(f"make mount point {shown(unsafe_path)}: EROFS",
                      "the container's root is read-only and has nothing there: make it in the image")  # fmt: skip
+
+
+class OnPoint(Operation):
+    """What mounts on one point: what was made and mounted is on record, and taken away again in reverse."""
+
+    __slots__ = ("_made", "_mounted", "_point", "path", "points")
+
+    def __init__(self, points: Points, path: bytes) -> None:
+        self.points = points
+        self.path = path
+        self._made: Made | None = None
+        self._point: Point | None = None
+        self._mounted: mount.Mounted | None = None
+
+    def undo(self) -> None:
+        try:
+            if self._mounted is not None:
+                mounted, self._mounted = self._mounted, None
+                mounted.detach()
+        finally:
+            if self._point is not None:
+                self._point.remove()
+            if self._made is not None:
+                self._made.undo()
