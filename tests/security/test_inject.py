@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,11 @@ from lib import hookproc, rootfs, session, strace
 from lib.flipper import Flipper
 from lib.hookproc import FakeContainer, run_hook
 from lib.oracle import Oracle, content_only, snapshot
+from security import racing
 from security.arena import STAGES, Arena, attempt, escapes, settled
 from security.test_crash import Scene, fresh, lied_to
 from unit.inject.thing import Json, Thing, hook
 
-from nvoci.errors import HookError
 from nvoci.hook.operation import Transaction
 from nvoci.inject import mountopts, mounts, sources, targets
 from nvoci.linux import procfs
@@ -210,25 +212,19 @@ def race(arena: Arena, kernel: namespaced.Kernel, thing: Thing, count: int) -> t
         kernel.start()
         procfs.handle()
         options = mountopts.parse(["ro", "bind"])
-        mounted, refused, bad = 0, 0, []
-        home = {m.split()[0] for m in namespaced.mountinfo()}
-        for n in range(count):
+
+        @contextmanager
+        def once(n: int) -> Iterator[Callable[[], object]]:
             container = namespaced.make_container(arena.root, "outside")
             source = sources.open_source(thing.host("libthing.so"), options)
             operation = mounts.Bind(container, targets.Place(container.rootfs), source, b"/flip/n%d/thing" % (n % 7))
-            transaction = Transaction()
-            try:
-                operation.execute(transaction)
-                mounted += 1
-            except (OSError, HookError):
-                refused += 1
-            new = [m for m in namespaced.mountinfo() if m.split()[0] not in home]
-            bad += [m for m in new if not m.split()[4].startswith(f"{arena.root}/")]
+            yield lambda: operation.execute(Transaction())
             operation.undo()
             source.close()
             operation.place.rootfs.close()
             container.rootfs.close()
-        return mounted, refused, bad
+
+        return racing.race(arena.root, count, once)
 
     with Flipper(arena.root / "flip", arena.root / "other") as flipper:
         answer: tuple[int, int, list[str]] = namespaced.isolated(body, limit=120)

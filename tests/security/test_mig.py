@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from lib.flipper import Flipper
 from lib.hookproc import FakeContainer, run_hook
 from lib.mignode import CI, GI, MigNode
 from lib.oracle import Oracle, snapshot
+from security import racing
 from security.arena import STAGES, Arena, attempt, escapes, settled
 from security.test_crash import Scene, fresh, lied_to
 
-from nvoci.errors import HookError
 from nvoci.hook import migcaps, migmounts
 from nvoci.hook.operation import Transaction
 from nvoci.linux import procfs
@@ -235,27 +236,21 @@ def race(arena: Arena, node: MigNode, kernel: namespaced.Kernel, count: int) -> 
         kernel.start()
         namespaced.sh(node.setup())
         procfs._handle = -1
-        mounted, refused, bad = 0, 0, []
-        home = {m.split()[0] for m in namespaced.mountinfo()}
-        for _ in range(count):
+
+        @contextmanager
+        def once(_: int) -> Iterator[Callable[[], object]]:
             container = namespaced.make_container(arena.root, "outside")
             with migcaps.Host(str(node.root)) as host:
                 taken = host.capability(FILE.removeprefix("proc/").encode())
             transaction = Transaction()
-            try:
-                for operation in migmounts.capability(container, taken):
-                    transaction.perform("race", operation)
-                mounted += 1
-            except HookError:
-                refused += 1
-            new = [m for m in namespaced.mountinfo() if m.split()[0] not in home]
-            bad += [m for m in new if not m.split()[4].startswith(f"{arena.root}/")]
+            yield lambda: [transaction.perform("race", each) for each in migmounts.capability(container, taken)]
             transaction.undo()
             taken.file.close()
             if taken.node is not None:
                 taken.node.tree.close()
             container.rootfs.close()
-        return mounted, refused, bad
+
+        return racing.race(arena.root, count, once)
 
     with Flipper(arena.root / "dev", arena.root / "other") as flipper:
         answer: tuple[int, int, list[str]] = namespaced.isolated(body, limit=120)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from kernel.namespaced import KERNELS, Kernel
 from lib import rootfs
 from lib.flipper import Flipper
 from lib.oracle import Oracle
+from security import racing
 from security.arena import Arena
 
-from nvoci.errors import HookError
 from nvoci.hook.container import Container
 from nvoci.hook.operation import Operation, Transaction
 from nvoci.linux import procfs
@@ -96,6 +97,21 @@ def test_a_tree_on_a_directory_that_was_exchanged_is_taken_away_again(arena: Are
     assert names == (["moved"] if there == "nothing" else ["moved", "tree"])
 
 
+def attempts(arena: Arena, make: Make, path: bytes) -> racing.Attempt:
+    """For `racing.race`. path: a `%d` in it is one of seven numbers."""
+
+    @contextmanager
+    def attempt(n: int) -> Iterator[Callable[[], object]]:
+        container = namespaced.make_container(arena.root, "outside")
+        transaction = Transaction()
+        where = path % (n % 7) if b"%d" in path else path
+        yield lambda: transaction.perform("race", make(Points(container, None), where))
+        transaction.undo()
+        container.rootfs.close()
+
+    return attempt
+
+
 @pytest.mark.parametrize("kernel", [NEW, OLD], ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("what", MAKE)
 def test_b3_what_is_mounted_while_a_directory_above_flips_is_in_the_root(
@@ -104,23 +120,7 @@ def test_b3_what_is_mounted_while_a_directory_above_flips_is_in_the_root(
     rootfs.tree(arena.root, f"dir flip\ndir {str(arena.canary)[1:]}\nsymlink other {arena.canary}")
 
     def body(_: Container) -> tuple[int, int, list[str]]:
-        mounted, refused, bad = 0, 0, []
-        home = {line.split()[0] for line in namespaced.mountinfo()}
-        for n in range(3000 if long else 150):
-            container = namespaced.make_container(arena.root, "outside")
-            points = Points(container, None)
-            transaction = Transaction()
-            try:
-                transaction.perform("race", MAKE[what](points, b"/flip/n%d/thing" % (n % 7)))
-                mounted += 1
-            except HookError:
-                refused += 1
-            new = [line for line in namespaced.mountinfo() if line.split()[0] not in home]
-            bad += [line for line in new if not line.split()[4].startswith(f"{arena.root}/")]
-            transaction.undo()
-            bad += [f"left: {line}" for line in namespaced.mountinfo() if line.split()[0] not in home]
-            container.rootfs.close()
-        return mounted, refused, bad
+        return racing.race(arena.root, 3000 if long else 150, attempts(arena, MAKE[what], b"/flip/n%d/thing"))
 
     with Oracle(arena.canary) as oracle:
         with Flipper(arena.root / "flip", arena.root / "other") as flipper:
@@ -141,20 +141,7 @@ def test_b3_a_mount_point_that_flips_itself_is_mounted_on_or_refused(
     rootfs.tree(arena.root, "\n".join(["dir srv", kind.format("srv/thing"), kind.format("srv/twin")]))
 
     def body(_: Container) -> tuple[int, int, list[str]]:
-        mounted, refused, bad = 0, 0, []
-        home = {line.split()[0] for line in namespaced.mountinfo()}
-        for _ in range(1500 if long else 100):
-            container = namespaced.make_container(arena.root, "outside")
-            transaction = Transaction()
-            try:
-                transaction.perform("race", MAKE[what](Points(container, None), b"/srv/thing"))
-                mounted += 1
-            except HookError:
-                refused += 1
-            transaction.undo()
-            bad += [f"left: {line}" for line in namespaced.mountinfo() if line.split()[0] not in home]
-            container.rootfs.close()
-        return mounted, refused, bad
+        return racing.race(arena.root, 1500 if long else 100, attempts(arena, MAKE[what], b"/srv/thing"))
 
     with Oracle(arena.canary) as oracle:
         with Flipper(arena.root / "srv/thing", arena.root / "srv/twin") as flipper:
