@@ -16,7 +16,12 @@ for source in (HERE, HERE.parent / "hooks"):
         sys.path.insert(0, str(source))
 sys.dont_write_bytecode = True
 
-from lib import hookproc, proc, session  # noqa: E402  (the path is set above)
+from lib import arcs  # noqa: E402  (the path is set above)
+
+if arcs.SWITCH in os.environ:
+    arcs.start(os.environ[arcs.SWITCH], files=True)  # before anything of the package is imported
+
+from lib import hookproc, proc, session  # noqa: E402
 
 CLONE_NEWNS = 0x00020000
 MS_REC, MS_PRIVATE = 0x4000, 1 << 18
