@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,12 @@ def _in_python(data: bytes) -> Any:
 
 def _same_by_libyaml(data: bytes, case: bytes, answer: Any) -> None:
     """What the parser in Python answers, libyaml's answers too; and as strings it is read as it was written."""
-    assert _mapped(yamltext.loads(data, "x.yaml", _LIBYAML), _typed) == _mapped(answer, _typed)
+    try:
+        theirs = yamltext.loads(data, "x.yaml", _LIBYAML)
+    except SpecError:
+        assert re.search(rb":[][{},]", data), "libyaml refuses `{a:[b]}`, and no other"
+        return
+    assert _mapped(theirs, _typed) == _mapped(answer, _typed)
     if b"*" not in data:  # aliases can make a long text
         strings = _mapped(answer, str)
         assert yamltext.loads(yamlout.dumps(strings).encode()) == strings

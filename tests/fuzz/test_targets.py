@@ -55,8 +55,8 @@ def test_new_inputs_hold(target: Target, seconds: float | None, capsys: pytest.C
 
 @pytest.mark.parametrize("name", sorted(name for name, t in TARGETS.items() if any(t.fields(s) for s in t.seeds())))
 def test_every_cut_and_every_number_at_its_limits_holds(name: str, request: pytest.FixtureRequest) -> None:
-    """Two hundred thousand ELF files take minutes: a normal run tries each thirtieth of them."""
-    slow = name in {"elf", "library", "image-cache"} and not request.config.getoption("--long")
+    """Two hundred thousand ELF files take minutes, as do programs: a normal run tries each thirtieth of them."""
+    slow = name in {"elf", "library", "image-cache", "device-program"} and not request.config.getoption("--long")
     report = harness.exhaust(TARGETS[name], 30 if slow else 1)
     assert report.findings or report.executions > 300
     assert not report.findings, harness.told(TARGETS[name], 0, report)

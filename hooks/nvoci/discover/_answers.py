@@ -19,6 +19,7 @@ _MINOR_MAX = (1 << 20) - 1  # linux/kdev_t.h
 _U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
 _TEXT_MAX = 96  # NVML_DEVICE_NAME_V2_BUFFER_SIZE
 _GROUPS = (8, 4, 4, 4, 12)
+_HEX = frozenset("0123456789abcdefABCDEF")
 # NVML_GPU_INSTANCE_PROFILE_* -> what it adds to the name of a profile
 _ATTRIBUTES = {7: "+me", 8: "+me", 10: "+gfx", 11: "+gfx", 12: "+gfx", 13: "-me", 14: "-me", 15: "+me.all",
                16: "+me.all", 17: "+gfx"}  # fmt: skip
@@ -101,6 +102,8 @@ def kernel_bus_id(text: str) -> str:
     domain, _, rest = text.partition(":")
     bus, _, rest = rest.partition(":")
     device = rest.partition(".")[0]
+    if not _HEX.issuperset(domain + bus + device):
+        return ""  # int() takes signs, blanks, underscores and other alphabets' digits, too
     try:
         return _bus_id(int(domain, 16), int(bus, 16), int(device, 16))
     except ValueError:
@@ -114,7 +117,7 @@ def is_uuid(text: object, *prefixes: str) -> bool:
     for prefix in prefixes:
         groups = text[len(prefix) :].split("-")
         if text.startswith(prefix) and tuple(len(g) for g in groups) == _GROUPS and "".join(groups).isalnum():
-            return all(c in "0123456789abcdefABCDEF-" for c in text[len(prefix) :])
+            return _HEX.issuperset("".join(groups))
     return False
 
 

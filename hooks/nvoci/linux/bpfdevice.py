@@ -87,7 +87,9 @@ def allowed_by_prefix(code: bytes) -> set[tuple[str, int, int, str]]:
         kind = unpack_from("=i", code, position + 20)[0]
         offset, major = unpack_from("=hi", code, position + 34)
         access, n = ~mask >> _ACCESS_SHIFT, offset - 4
-        if n < 1 or kind not in _OF_TYPE or access not in _OF_ACCESS or position + (n + 9) * SIZE > len(code):
+        if not 0 < n <= _MAX_MINORS or kind not in _OF_TYPE or access not in _OF_ACCESS:
+            break
+        if position + (n + 9) * SIZE > len(code):
             break
         minors = [unpack_from("=i", code, position + (6 + i) * SIZE + 4)[0] for i in range(n)]
         group = _group(kind, access, major, minors)
@@ -114,6 +116,8 @@ def loadable(code: bytes) -> bytes:
     hidden = False
     for index in _starts(instructions):
         _check(instructions[index], index)
+        if instructions[index][0] == _LD_IMM64 and index + 1 == len(instructions):
+            raise ValueError(f"it ends in the middle of a constant (instruction {index})")
         hidden = hidden or _AX in _registers(instructions[index]) or _zeroes(instructions[index])
     return _revealed(instructions) if hidden else code
 

@@ -28,7 +28,7 @@ class DeviceRule:
     def parse(cls, text: str) -> DeviceRule:
         """The rule that str() wrote. Raises HookError."""
         words = text.replace(":", " ").split(" ")
-        if len(words) != 4 or len(text) > 32 or not text.isascii() or not (words[1] + words[2]).isdigit():
+        if len(words) != 4 or len(text) > 32 or not text.isascii() or not (words[1].isdigit() and words[2].isdigit()):
             raise HookError(f"device rule `{printable(text)}`: refused", "please report it")
         return cls(words[0], int(words[1]), int(words[2]), words[3])
 
