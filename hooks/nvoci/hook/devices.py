@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 _FLAGS = abi.MS_RDONLY | abi.MS_NOSUID | abi.MS_NOEXEC
 _NODE = posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
-_TEMPORARY = b"new"
 # How mknod(2) ends in a user namespace, or on a file system of one.
 _NOT_ALLOWED = (EPERM, EACCES, EOVERFLOW)
 
@@ -93,12 +92,13 @@ def _staged(
 ) -> _New:
     """Have `make(dirfd, name)` make it in the staging directory, and only then give it its name, so that a killed run
     leaves no half-made one. Raises OSError, EEXIST where something has that name."""
-    staging = transaction.staging(directory).fileno()
-    st = make(staging, _TEMPORARY)
+    staging = transaction.staging(directory)
+    temporary = staging.temporary()
+    st = make(staging.fileno(), temporary)
     try:
-        rename_noreplace(staging, _TEMPORARY, directory.fileno(), name)
+        rename_noreplace(staging.fileno(), temporary, directory.fileno(), name)
     except OSError:
-        posix.unlink(_TEMPORARY, dir_fd=staging)
+        posix.unlink(temporary, dir_fd=staging.fileno())
         raise
     return _New(directory, name, st)
 
@@ -139,9 +139,13 @@ class EmptyFile:
 
         def make(dirfd: int, temporary: bytes) -> posix.stat_result:
             with Fd(posix.open(temporary, _CREATE, mode, dir_fd=dirfd)) as fd:
-                if owner is not None:
-                    posix.chown(fd.fileno(), *owner)
-                return fd.stat()
+                try:
+                    if owner is not None:
+                        posix.chown(fd.fileno(), *owner)
+                    return fd.stat()
+                except OSError:
+                    posix.unlink(temporary, dir_fd=dirfd)  # nobody could tell later that it was made here
+                    raise
 
         try:
             if owner is None:  # no more than one step

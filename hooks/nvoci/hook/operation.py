@@ -12,7 +12,7 @@ from nvoci import log
 from nvoci.errors import HookError, errno_name, hook_error, printable
 from nvoci.hook import watchdog
 from nvoci.linux.rootfs import Made
-from nvoci.linux.staging import Staging, sweep
+from nvoci.linux.staging import NAME, Staging, look, sweep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Transaction:
     """The undo stack of one hook process, the staging directories its operations share, and the device rules they
     ask for, which are given once all of them are done."""
 
-    __slots__ = ("_done", "_made", "_stagings", "_visited", "rules", "strict")
+    __slots__ = ("_done", "_left", "_made", "_stagings", "_strange", "_visited", "rules", "strict")
 
     def __init__(self, strict: bool = False) -> None:
         self.strict = strict
@@ -75,6 +75,8 @@ class Transaction:
         self._made: list[Made] = []
         self._stagings: dict[tuple[int, int], Staging] = {}
         self._visited: set[tuple[int, int]] = set()
+        self._left: list[Dir] = []  # where a killed run has left something
+        self._strange = False  # it was told that one of our names is somebody else's
         self.rules: dict[DeviceRule, None] = {}  # in the order they were asked for
 
     def allow(self, rule: DeviceRule) -> None:
@@ -82,12 +84,19 @@ class Transaction:
         self.rules[rule] = None
 
     def visit(self, directory: Dir) -> None:
-        """To be told of every directory before an operation works in it: leftovers of a killed run are cleared, once.
-        Raises HookError where the root's guard forbids to change anything there."""
+        """To be told of every directory before an operation works in it: at commit, leftovers of a killed run are
+        cleared there. Raises HookError where the root's guard forbids to change anything there."""
         directory.check()
-        if directory.identity not in self._visited:
-            self._visited.add(directory.identity)
-            sweep(directory)
+        if directory.identity in self._visited:
+            return
+        self._visited.add(directory.identity)
+        left, strange = look(directory)
+        if left:
+            self._left.append(directory)
+        if strange:
+            # One line, whatever an image has: each of its directories may have such a name.
+            tell, self._strange = (log.info if self._strange else log.warning), True
+            tell(f"{_shown(directory, strange)}: was not made by a hook, and is left as it is")
 
     def pass_by(self, directory: Dir) -> None:
         """As `visit`, of a directory in which nothing is to be changed: where that is forbidden nothing is cleared
@@ -141,17 +150,33 @@ class Transaction:
                 log.error(f"{hook}: undo {operation.describe()}: {errno_name(e.errno or 0)}")
                 clean = False
         if clean:
-            self.commit()
+            self._close(undone=True)
         while self._made:
             self._made.pop().undo()
+        left = [directory for directory in self._left if look(directory)[0]]
+        if left:
+            more = f", and in {len(left) - 1} more directories" if len(left) > 1 else ""
+            log.warning(f"{_shown(left[0], NAME)}{more}: what a killed run had put aside stays until a run succeeds")
 
     def commit(self) -> None:
-        """Forget the undo stack and remove the staging directories, and with them the objects that were replaced."""
+        """Forget the undo stack and remove the staging directories, and with them the objects that were replaced, by
+        this run or by one that was killed."""
         self._done.clear()
+        self._close(undone=False)
+        for directory in self._left:
+            sweep(directory)
+        self._left.clear()
+
+    def _close(self, *, undone: bool) -> None:
         for staging in self._stagings.values():
             try:
-                staging.close()
+                staging.close(undone=undone)
             except OSError as e:
-                log.warning(f"remove the staging directory in /{printable(staging.directory.path).strip('/')}: "
-                            f"{errno_name(e.errno or 0)}; the next run removes it")  # fmt: skip
+                log.warning(f"remove the staging directory in {_shown(staging.directory)}: {errno_name(e.errno or 0)}; "
+                            "the next run removes it")  # fmt: skip
         self._stagings.clear()
+
+
+def _shown(directory: Dir, name: bytes = b"") -> str:
+    """A name in a directory, as the container would write it."""
+    return "/" + printable(directory.path.strip(b"/") + b"/" + name).strip("/")
