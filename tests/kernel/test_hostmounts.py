@@ -29,6 +29,10 @@ dir rootfs/opt/own
 file rootfs/run/sock x
 mode rootfs/run/sock 600
 symlink rootfs/lib opt/data
+symlink rootfs/own /opt/own
+dir rootfs/run/own
+symlink rootfs/var/run /run
+symlink host/inner sub
 dir host/sub
 file host/file x
 mode host/file 600
@@ -160,6 +164,7 @@ CONTAINER = """
 cd {0}
 mount --bind rootfs rootfs; mount --bind host rootfs/opt/data
 mount -t tmpfs -o mode=755 t rootfs/opt/own
+mount -t tmpfs -o mode=755 t rootfs/run/own
 mount --bind other rootfs/usr/bin/x
 """
 REFUSED = "leads into a volume of the host"
@@ -171,7 +176,11 @@ PATHS = {
     "and below it": ("/opt//data/sub/./new", ""),
     "below a link of the distribution's own": ("bin/x/new", ""),
     "and not where it leads elsewhere": ("sbin/new", REFUSED),
-    "the container's own tmpfs": ("opt/own/new", ""),
+    "a link in the volume": ("opt/data/inner/new", REFUSED),
+    "and below it, by another name of the distribution's": ("bin/x/../x/new", REFUSED),
+    "a tmpfs on the path": ("opt/own/new", ""),
+    "and behind a link": ("own/new", REFUSED),
+    "one where engines make them": ("var/run/own/new", ""),
     "the root's own mount": ("opt/new", ""),
     "in directories that are not there": ("opt/a/b/new", ""),
 }
@@ -249,6 +258,86 @@ def test_a_user_namespace_changes_what_its_root_owns(top: Path, path: str, own_r
     mounts = CONTAINER + "chown 100000:100000 rootfs/opt/own\n"
     said, made = written(top, path, HostMounts((100000, 100000), own_root=own_root), mounts)
     assert ("is not root of the container" in said, made) == (path not in theirs, path in theirs), said
+
+
+# What lies where, if the container's root owns all of it: by what paths it may be changed.
+OWNED = {
+    "opt/data/new": "", "lib/new": REFUSED, "opt/data/inner/new": REFUSED, "opt/own/new": "", "own/new": REFUSED,
+    "var/run/own/new": "", "opt/new": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("owner", [0, 100000], ids=["identity", "shifted"])
+@pytest.mark.parametrize("path", OWNED)
+def test_what_the_root_of_a_user_namespace_owns_is_a_volume_all_the_same(top: Path, path: str, owner: int) -> None:
+    mounts = CONTAINER + f"chown {owner}:{owner} host host/sub rootfs/opt/own rootfs/run/own rootfs/opt\n"
+    said, made = written(top, path, HostMounts((owner, owner)), mounts)
+    assert (OWNED[path] in said, bool(said), made) == (True, bool(OWNED[path]), not OWNED[path]), said
+
+
+def test_a_user_namespace_reads_the_table_of_mounts_once(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not at all while nothing but the root's own mount is changed."""
+
+    def body() -> list[int]:
+        namespaced.sh(CONTAINER.format(top))
+        root, calls, found = Rootfs.open(str(top / "rootfs")), [], []
+        own_table = mountinfo.own_table
+        monkeypatch.setattr(mountinfo, "own_table", lambda: calls.append(1) or own_table())
+        HostMounts((0, 0)).protect(root)
+        for folder in (b"opt", b"opt/data", b"opt/own", b"var/run/own", b"usr/bin/x"):
+            for n in range(5):
+                MakeLink(root, b"x", b"%s/%d/link" % (folder, n)).execute(Transaction())
+            found.append(len(calls))
+        return found
+
+    assert namespaced.isolated(body) == [0, 1, 1, 1, 1]
+
+
+# What may be copied to where all can read it: path -> whether.
+COPIED = {
+    "opt/file": True, "copy": True, "opt/data/file": True, "lib/file": False, "lib/link": False, "opt/data/link": False,
+    "var/run/own/file": False, "run/own/file": True,
+}  # fmt: skip
+FILES = """
+echo x >rootfs/opt/file; ln -s opt/file rootfs/copy; echo x >rootfs/run/own/file; echo x >host/right
+"""
+
+
+@pytest.mark.parametrize("path", COPIED)
+def test_what_is_copied_is_the_image_s_or_lies_on_the_path(top: Path, path: str) -> None:
+    def body() -> str:
+        namespaced.sh(CONTAINER.format(top) + FILES)
+        root, guard = Rootfs.open(str(top / "rootfs")), HostMounts()
+        guard.protect(root)
+        with root.open_file(path.encode()) as fd:
+            try:
+                guard.check_copy(path.encode(), fd.fileno())
+            except HookError as e:
+                return e.message
+        return ""
+
+    assert namespaced.isolated(body) == ("" if COPIED[path] else f"copy /{path}: leads out of the image")
+
+
+@pytest.mark.parametrize("own_root", [True, False], ids=["of an engine", "of a process that somebody named"])
+@pytest.mark.parametrize("owner", [None, 0, 100000])
+def test_of_a_root_that_anybody_mounted_only_its_root_s_files_are_copied(
+    top: Path, own_root: bool, owner: int | None
+) -> None:
+    def body() -> bool:
+        namespaced.sh(CONTAINER.format(top) + FILES)
+        root = Rootfs.open(str(top / "rootfs"))
+        guard = HostMounts(None if owner is None else (owner, owner), own_root=own_root)
+        with root.open_file(b"opt/file") as fd:
+            guard.check_copy(b"opt/file", fd.fileno())  # nobody has said what this root is
+            guard.protect(root)
+            try:
+                guard.check_copy(b"opt/file", fd.fileno())
+            except HookError:
+                return False
+        return True
+
+    assert namespaced.isolated(body) == (own_root or owner != 100000)
 
 
 def test_the_root_of_a_user_namespace_on_the_host() -> None:

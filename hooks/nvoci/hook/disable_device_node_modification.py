@@ -49,4 +49,5 @@ def changed(params: bytes) -> bytes | None:
 
 def plan(prepared: bytes, container: Container) -> list[Operation]:
     """One mount. The container's procfs is the host's driver's too, so a missing target there is an error."""
-    return [GeneratedMount(container, b"proc/" + PARAMS, prepared, 0o444, "generated driver params")]
+    path = b"proc/" + PARAMS
+    return [GeneratedMount(container, path, prepared, 0o444, "generated driver params", in_proc=True)]

@@ -7,9 +7,11 @@ from errno import E2BIG, EIO, ELOOP, ENOENT, ENOTDIR
 from nvoci import __version__, log
 from nvoci.errors import HookError, hook_error, printable
 from nvoci.hook.cachefile import CACHE, FEWER, is_read_only, publish
+from nvoci.hook.hostmounts import HostMounts
 from nvoci.hook.operations import MakeLink, shown
 from nvoci.ldcache.cache import MAX_SIZE, Cache, CacheError, Entry, encode, parse
 from nvoci.ldcache.compute import NOT_A_NAME, Link, Result, compute
+from nvoci.ldcache.directory import LEASED
 from nvoci.linux.fd import read_at_most
 
 TYPE_CHECKING = False
@@ -47,12 +49,16 @@ def operations(container: Container, directories: Sequence[bytes], earlier: Sequ
 
 
 def _image_cache(rootfs: Rootfs) -> Cache | None:
-    """None where there is none, or where it is not what ldconfig writes: then everything is computed anew."""
+    """None where there is none that may be copied, or it is not what ldconfig writes: then everything is computed
+    anew."""
     try:
         with rootfs.open_file(CACHE) as fd:
+            HostMounts.of(rootfs).check_copy(CACHE, fd.fileno())
             if fd.stat().st_size > MAX_SIZE:
                 raise CacheError(f"larger than {MAX_SIZE >> 20} MiB")
             return parse(read_at_most(fd.fileno(), MAX_SIZE))
+    except HookError as e:
+        log.warning(f"update-ldcache: {e.message}; computed anew")
     except CacheError as e:
         log.debug(f"update-ldcache: {shown(CACHE)}: {e}; computed anew")
     except OSError as e:
@@ -90,8 +96,13 @@ def _redirected(e: Entry, missing: dict[bytes, bytes]) -> Entry:
 
 def _log(found: Result) -> None:
     refused = 0
+    leased: list[bytes] = []
     for path, why in found.left_out:
         log.debug("update-ldcache: left out", path=printable(path), why=why)
         refused += why == NOT_A_NAME
+        if why == LEASED:
+            leased.append(path)
+    if leased:
+        log.warning(f"update-ldcache: left out: {LEASED}", count=len(leased), first=shown(leased[0]))
     if refused:
         log.warning("update-ldcache: soname is not a file name, left out", count=refused)

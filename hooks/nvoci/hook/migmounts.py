@@ -15,10 +15,10 @@ from nvoci.errors import HookError
 from nvoci.hook.container import HOST
 from nvoci.hook.devices import BindNode, EmptyFile
 from nvoci.hook.migcaps import CAPABILITIES, DEVICES
-from nvoci.hook.mounts import BindMount
+from nvoci.hook.mounts import BindMount, check_pseudo
 from nvoci.hook.operation import AllowDevices
 from nvoci.hook.operations import shown
-from nvoci.linux import abi, procfs
+from nvoci.linux import abi
 from nvoci.linux.acting import Acting
 from nvoci.linux.rootfs import Made, is_pseudo
 
@@ -78,7 +78,7 @@ class MountFile(BindMount):
         super().execute(transaction)
 
     def _mount(self, target: Target) -> Mounted:
-        _check(target, self.path)
+        _check(self.container, target)
         return super()._mount(target)
 
     def undo(self) -> None:
@@ -108,7 +108,7 @@ class MountNode(BindNode):
         return super()._find(transaction)
 
     def _mount(self, target: Target) -> Mounted:
-        _check(target, self.path)
+        _check(self.container, target)
         return super()._mount(target)
 
 
@@ -144,7 +144,7 @@ class MountDirectory(BindMount):
             raise _explained(self.path, e) from None
 
     def _mount(self, target: Target) -> Mounted:
-        _check(target, self.path)
+        _check(self.container, target)
         mounted = super()._mount(target)
         with_devices = not self.source.flags & abi.MS_NODEV
         if with_devices and posix.fstatvfs(mounted.fd.fileno()).f_flag & abi.ST_NODEV:
@@ -198,12 +198,5 @@ def _explained(path: bytes, error: OSError) -> Exception:
                      "the container is read-only there, and has nothing: make it in the image")  # fmt: skip
 
 
-def _check(target: Target, path: bytes) -> None:
-    """Refuse a target in a file system of the kernel's, unless it is what the path says: the kernel must call it so."""
-    fd = target.fd.fileno()
-    if not is_pseudo(fd):
-        return
-    own = path.startswith(_PROC + CAPABILITIES) and procfs.is_procfs(fd)
-    if not own or not procfs.name_of(fd).endswith(b"/" + path):
-        raise HookError(f"mount on {shown(path)}: leads into a file system of the kernel's",
-                        "what is there would be hidden from the runtime too")  # fmt: skip
+def _check(container: Container, target: Target) -> None:
+    check_pseudo(container.rootfs, target, allowed=target.path.startswith(_PROC + CAPABILITIES))

@@ -17,11 +17,26 @@ from nvoci.hook.operation import Operation, Transaction
 from nvoci.hook.operations import shown
 from nvoci.linux import abi, generated, mount, procfs
 from nvoci.linux.fd import Fd, read_at_most
+from nvoci.linux.rootfs import is_pseudo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nvoci.hook.container import Container
     from nvoci.hook.preview import Preview
+    from nvoci.linux.rootfs import Rootfs
+
+
+def check_pseudo(rootfs: Rootfs, target: mount.Target, *, allowed: bool) -> None:
+    """Refuse a target in a file system of the kernel's: what is there, such as /proc/1/attr/exec, would be hidden from
+    the runtime too. allowed: that very path of the root's procfs may be covered; the kernel must call it so, so that
+    no link has led to it. Raises HookError, OSError."""
+    fd = target.fd.fileno()
+    if not is_pseudo(fd):
+        return
+    own = procfs.name_of(rootfs.fileno()).rstrip(b"/") + b"/" + target.path.strip(b"/")
+    if not allowed or not procfs.is_procfs(fd) or procfs.name_of(fd) != own:
+        raise HookError(f"mount on {shown(target.path)}: leads into a file system of the kernel's",
+                        "what is there would be hidden from the runtime too")  # fmt: skip
 
 
 class MountOver(Operation):
@@ -107,14 +122,18 @@ class BindMount(MountOver):
 
 
 class GeneratedMount(MountOver):
-    """Mount a file with this content over an existing regular file, `ro,nosuid,nodev,noexec`."""
+    """Mount a file with this content over an existing regular file, `ro,nosuid,nodev,noexec`. in_proc: that is a file
+    of the container's procfs; else it is none of the kernel's."""
 
-    __slots__ = ("data", "mode")
+    __slots__ = ("data", "in_proc", "mode")
 
-    def __init__(self, container: Container, path: bytes, data: bytes, mode: int, what: str) -> None:
+    def __init__(
+        self, container: Container, path: bytes, data: bytes, mode: int, what: str, *, in_proc: bool = False
+    ) -> None:
         super().__init__(container, path, what)
         self.data = data
         self.mode = mode
+        self.in_proc = in_proc
 
     def describe(self) -> str:
         return f"{super().describe()} ({len(self.data)} bytes, read-only)"
@@ -127,6 +146,7 @@ class GeneratedMount(MountOver):
 
     def _is_done(self, target: mount.Target) -> bool:
         """Ours, from an earlier stage: a read-only mount with the same content."""
+        check_pseudo(self.container.rootfs, target, allowed=self.in_proc)  # before anything of it is read
         fd = target.fd.fileno()
         mode = target.fd.stat().st_mode
         if not S_ISREG(mode):

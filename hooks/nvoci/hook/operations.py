@@ -78,12 +78,7 @@ class MakeLink(Operation):
             self._replace(self._dir, transaction)
 
     def _is_right(self, directory: Dir) -> bool:
-        try:
-            return posix.readlink(self._name, dir_fd=directory.fileno()) == self.target
-        except OSError as e:
-            if e.errno not in (EINVAL, ENOENT):
-                raise
-            return False
+        return _link_text(directory, self._name) == self.target
 
     def _replace(self, directory: Dir, transaction: Transaction) -> None:
         if self._is_right(directory):
@@ -102,6 +97,16 @@ class MakeLink(Operation):
             self._replaced = None
         if self._made is not None:
             self._made.undo()
+
+
+def _link_text(directory: Dir, name: bytes) -> bytes | None:
+    """None where there is no link. Raises OSError."""
+    try:
+        return posix.readlink(name, dir_fd=directory.fileno())
+    except OSError as e:
+        if e.errno not in (EINVAL, ENOENT):
+            raise
+        return None
 
 
 def _unlink_own_link(directory: Dir, name: bytes, target: bytes) -> None:
@@ -147,7 +152,10 @@ class WriteFile(Operation):
         if self._is_right(directory, name):
             return
         staging = transaction.staging(directory)
+        link = _link_text(directory, name)
         self._replaced = staging.publish(staging.new_file(self.data, self.mode), name)
+        if link is not None:
+            log.info("file replaces a link", path=shown(self.path), target=link)
 
     def _is_right(self, directory: Dir, name: bytes) -> bool:
         try:

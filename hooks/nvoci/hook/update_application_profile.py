@@ -13,13 +13,14 @@ from nvoci import log
 from nvoci.errors import hook_error
 from nvoci.hook.operations import WriteFile
 from nvoci.linux.canonical import canonical, link_text
+from nvoci.linux.rootfs import split
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from nvoci.hook.container import Container
-    from nvoci.hook.operation import Operation
+    from nvoci.hook.operation import Operation, Transaction
     from nvoci.hook.settings import Settings
     from nvoci.linux.rootfs import Rootfs
 
@@ -43,7 +44,27 @@ def plan(prepared: object, container: Container) -> list[Operation]:
         return []
     # /etc/nvidia may be a link, and what it leads to be missing in the container: the file goes where it leads to.
     path = canonical(DIRECTORY, lambda path: link_text(container.rootfs, path)) + b"/" + NAME
-    return [WriteFile(container.rootfs, path, profile(mask), 0o444, dir_mode=0o555)]
+    return [WriteProfile(container.rootfs, path, profile(mask), 0o444, dir_mode=0o555)]
+
+
+class WriteProfile(WriteFile):
+    """Its path is where links of the image lead to; whether it may be changed is asked for the path that has them. The
+    guard takes a volume that lies on the path it is asked for to be meant."""
+
+    __slots__ = ()
+
+    def execute(self, transaction: Transaction) -> None:
+        folder, name = split(self.path)
+        above = folder
+        while True:
+            try:
+                directory = self.rootfs.dir(above)
+                break
+            except FileNotFoundError:
+                above = above.rpartition(b"/")[0]
+        if above != folder or not self._is_right(directory, name):
+            self.rootfs.check(DIRECTORY, directory)
+        super().execute(transaction)
 
 
 def profile(mask: int) -> bytes:
@@ -62,6 +83,7 @@ def _mask(rootfs: Rootfs) -> int:
     except FileNotFoundError:
         return 0
     mask = 0
+    dropped: list[tuple[int, bytes]] = []
     for name in sorted(names):
         minor = _gpu_minor(directory, name)
         if minor is None:
@@ -69,7 +91,11 @@ def _mask(rootfs: Rootfs) -> int:
         if minor < _BITS:
             mask |= 1 << minor
         else:
-            log.warning(f"dropping invalid minor number {minor}", node=b"/dev/" + name)
+            dropped.append((minor, b"/dev/" + name))
+    if dropped:
+        minor, node = dropped[0]
+        more: dict[str, object] = {"count": len(dropped)} if len(dropped) > 1 else {}
+        log.warning(f"dropping invalid minor number {minor}", node=node, **more)
     return mask
 
 

@@ -16,6 +16,7 @@ from errno import EFBIG, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR
 from nvoci.errors import HookError, hook_error, printable
 from nvoci.hook import dropins
 from nvoci.hook.cachefile import MUSL, is_read_only, put, search_path
+from nvoci.hook.hostmounts import HostMounts
 from nvoci.hook.operations import RemoveFile, WriteFile
 from nvoci.hook.settings import ENGINES, LDCONFIG
 from nvoci.ldcache import conf, musl
@@ -156,6 +157,7 @@ def _musl_path(container: Container, directories: list[bytes], drop_in: bytes) -
     old, mode = musl.DEFAULT, 0o644
     try:
         with container.rootfs.open_file(musl.PATH) as fd:
+            HostMounts.of(container.rootfs).check_copy(musl.PATH, fd.fileno())
             # It becomes root's file: a setuid bit would be root's, too.
             old, mode = read_at_most(fd.fileno(), conf.MAX_CONF), S_IMODE(fd.stat().st_mode) & 0o666
     except OSError as e:

@@ -67,7 +67,7 @@ def test_minor_numbers_count_and_not_names(root: Path) -> None:
 @needs_root
 def test_file_and_directories_have_the_references_modes(root: Path) -> None:
     char(root, "nvidia0", 0)
-    old = os.umask(0o777)
+    old = os.umask(0o077)
     try:
         run(root)
     finally:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from errno import EIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lib import rootfs
+from unit.prestart.prestarttools import error
 
 from nvoci.linux.rootfs import Rootfs
 from nvoci.prestart.compatlibs import is_of_another_branch, sources
@@ -66,3 +69,19 @@ def test_libraries_of_wanted_groups_and_other_branches(tmp_path: Path) -> None:
                                   "symlink usr/local/cuda /proc/self/root", "dir usr/local/cuda/compat"])  # fmt: skip
 def test_an_image_without_any(tmp_path: Path, spec: str) -> None:
     assert found(rootfs.tree(tmp_path / "rootfs", spec), "compute") == {}
+
+
+def test_an_image_that_cannot_be_looked_at_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that leads nowhere is none, however long it is."""
+    root = rootfs.tree(tmp_path / "rootfs", f"symlink usr/local/cuda/compat/libcuda.so.581.1 {'x' * 300}")
+    assert found(root, "compute") == {}
+    real = Rootfs.lookup
+
+    def fails(self: Rootfs, path: bytes, *flags: int) -> Any:
+        if path.endswith(b".581.1"):
+            raise OSError(EIO, "sick", path)
+        return real(self, path, *flags)
+
+    monkeypatch.setattr(Rootfs, "lookup", fails)
+    refused = error(lambda: found(root, "compute"))
+    assert refused.message == "look for compatibility libraries in /usr/local/cuda/compat: EIO"
