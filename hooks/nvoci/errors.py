@@ -47,8 +47,8 @@ _HINTS = {
     _errno.EEXIST: "something else is in the way",
     _errno.ENAMETOOLONG: "the path, or a component of it, is too long",
     _errno.EPERM: "check the hook's capabilities, the file's attributes and the security module's log",
-    _errno.EACCES: "check the owner: an id the container's user namespace does not map can't be written to; "
-    "call the hook as createRuntime",
+    _errno.EACCES: "check the owner: an id the container's user namespace does not map can't be written to, "
+    "and without CAP_DAC_OVERRIDE nobody else's either; call the hook as createRuntime",
     _errno.EOVERFLOW: "the owner's id is not mapped in the container's user namespace; call the hook as createRuntime",
     _errno.EMFILE: "raise RLIMIT_NOFILE of the runtime",
     _errno.ENFILE: "raise fs.file-max",
@@ -57,6 +57,10 @@ _HINTS = {
     _errno.EAGAIN: "the path changed each time it was looked up",
     _errno.ESRCH: "the container's process is gone",
 }
+
+
+# How the texts of errors of our own begin that are the hint.
+_SAYS_MORE = ("a lease", "links of the image")
 
 
 def errno_name(number: int) -> str:
@@ -68,6 +72,9 @@ def hook_error(stage: str, unsafe_object: object, error: OSError, hint: str = ""
     """`STAGE OBJECT: ERRNO`, with the usual remedy of that errno unless the caller knows a better one. An empty object
     is left out: `e.filename or ""` of a call that names no file."""
     number = error.errno or 0
+    text = error.strerror or ""
+    if text.startswith(_SAYS_MORE):
+        hint = text  # whatever the caller knows of the object, this is what is amiss with it
     name = printable(unsafe_object)
     what = f"{stage} {name}" if name else stage.rstrip(":")
     return HookError(f"{what}: {errno_name(number)}", hint or _HINTS.get(number, ""))

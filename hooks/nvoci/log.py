@@ -24,12 +24,19 @@ _LONGEST = 4096
 
 _stderr_level = WARNING
 _sinks: list[tuple[int, Callable[[str], None]]] = []
+_warnings_left = -1  # no limit
 
 
 def set_level(level: int) -> None:
     """The least level that goes to stderr."""
     global _stderr_level
     _stderr_level = level
+
+
+def limit_warnings(count: int) -> None:
+    """Of this process, and of each that it forks from now on: one line more says that others are left out."""
+    global _warnings_left
+    _warnings_left = count
 
 
 def add_sink(level: int, write: Callable[[str], None]) -> None:
@@ -58,7 +65,13 @@ def info(event: str, **fields: object) -> None:
 
 def warning(event: str, **fields: object) -> None:
     """Something was left out, and the start goes on."""
+    global _warnings_left
+    if not _warnings_left:
+        return
+    _warnings_left -= 1
     _emit(WARNING, event, fields)
+    if not _warnings_left:
+        _emit(WARNING, "more warnings are left out", {})
 
 
 def error(event: str, **fields: object) -> None:

@@ -140,6 +140,7 @@ EXCEPTIONS: dict[str, tuple[str, str]] = {
     "discover._nvml_process:_be_init": ("posix.chdir", _OWN_ROOT),
     "discover._nvml_process:_spawn": ("posix.posix_spawn", "the interpreter of the hooks, with our own module"),
     # -- our own procfs, and what it names ------------------------------------------------------------------------
+    "linux.mountinfo:_resolved": ("posix.open", "what `Rootfs.open` opens later: its canonical name is asked for"),
     "linux.procfs:_open": ("posix.open", "/proc itself, which must be a procfs and its root"),
     "linux.procfs:read": ("posix.open", _OWN_PROC),
     "linux.procfs:ns_id": ("posix.stat", _OWN_PROC),

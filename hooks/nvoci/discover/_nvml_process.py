@@ -11,7 +11,6 @@ import _signal
 import fcntl
 import posix
 import select
-import sys
 import time
 from errno import ECHILD, EPERM, ESRCH
 
@@ -84,12 +83,11 @@ class Process:
 
     def __init__(self, library: Fd, path: str, seconds: float, user: tuple[int, int], groups: Sequence[int]) -> None:
         """library: the file at `path`, open. user: (uid, gid), uid -1 to stay. Raises HookError."""
-        if not sys.executable:
-            raise HookError("ask NVML: the interpreter does not know its own path", "start it by an absolute one")
         if not 0 <= seconds <= _SECONDS_MAX:  # NaN is neither
             raise HookError(f"ask NVML: a time limit of {seconds} s", f"name one of 0 to {_SECONDS_MAX} seconds")
         words = (*user, ",".join([str(g) for g in groups]), path)
-        argv = [sys.executable, "-I", "-S", "-B", "-c", _BOOT, *python_path(), str(int(seconds) + 1)]
+        interpreter = _interpreter()
+        argv = [interpreter, "-I", "-S", "-B", "-c", _BOOT, *python_path(), str(int(seconds) + 1)]
         self._deadline = time.monotonic() + seconds
         self._status: int | None = None
         self._output = self._result = self._stage = Fd(-1)
@@ -106,7 +104,7 @@ class Process:
         except OSError as e:
             self._init.end()
             self._close_pipes()
-            raise hook_error("ask NVML: start", sys.executable, e) from None
+            raise hook_error("ask NVML: start", interpreter, e) from None
 
     def close(self) -> None:
         """Kill it, wherever it is."""
@@ -313,6 +311,15 @@ def _pidfd(pid: int) -> Fd:
         return Fd(pidfd_open(pid))
     except OSError:
         return Fd(-1)
+
+
+def _interpreter() -> str:
+    """The path of the program that this process runs. Not sys.executable: from Python 3.11 on that is whatever
+    PYTHONEXECUTABLE says, in isolated mode too. Raises HookError."""
+    try:
+        return posix.readlink("self/exe", dir_fd=procfs.handle())
+    except OSError as e:
+        raise hook_error("ask NVML: find the interpreter", "/proc/self/exe", e) from None
 
 
 def _spawn(argv: list[str], fds: Sequence[Fd]) -> int:

@@ -158,6 +158,8 @@ def _read_note(rootfs: Rootfs, path: bytes) -> CompatNote | None:
         kind = "not a usable ELF file" if isinstance(e, ElfError) else "its compatibility note is malformed"
         log.warning(f"enable-cuda-compat: {kind}, judged by its version", library=shown(path), reason=str(e))
         return None
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, path) from None
 
 
 def parse_note(owner: bytes, desc: bytes) -> CompatNote:

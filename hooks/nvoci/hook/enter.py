@@ -9,7 +9,7 @@ to mean another process.
 from __future__ import annotations
 
 import posix
-from errno import EINVAL, ENOENT, ENOSYS, EPERM, ESRCH
+from errno import EACCES, EINVAL, ENOENT, ENOSYS, EPERM, ESRCH
 
 from nvoci.errors import HookError, errno_name
 from nvoci.hook.container import CALLER, HOST, INSIDE, OUTSIDE
@@ -47,8 +47,10 @@ class Place:
             posix.chdir(b"/")
             after = posix.stat(b"/")
         except OSError as e:
-            raise HookError(f"enter the mount namespace of pid {self.pid}: {errno_name(e.errno or 0)}",
-                            "CAP_SYS_ADMIN and CAP_SYS_CHROOT are needed") from None  # fmt: skip
+            hint = "CAP_SYS_ADMIN and CAP_SYS_CHROOT are needed"
+            if e.errno == ESRCH:
+                hint = "the container's process is gone"
+            raise HookError(f"enter the mount namespace of pid {self.pid}: {errno_name(e.errno or 0)}", hint) from None
         if (before.st_dev, before.st_ino) != (after.st_dev, after.st_ino):
             # Past pivot_root(2) every path is the container's, the one to its root as well.
             raise HookError(f"enter the mount namespace of pid {self.pid}: its root is not the host's",
@@ -277,4 +279,7 @@ def _parse_stat(text: bytes) -> tuple[int, int]:
 
 def _gone(pid: int, error: OSError) -> HookError:
     number = ESRCH if error.errno == ENOENT else error.errno or 0
-    return HookError(f"read state: pid {pid}: {errno_name(number)}", "the container's process is gone")
+    hint = "the container's process is gone"
+    if number in (EACCES, EPERM):
+        hint = "CAP_SYS_PTRACE is needed to look at the namespaces of a process that may do more than the hook"
+    return HookError(f"read state: pid {pid}: {errno_name(number)}", hint)

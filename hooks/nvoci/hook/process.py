@@ -12,17 +12,21 @@ import posix
 import sys
 from _stat import S_IMODE, S_ISDIR, S_ISVTX
 
+from nvoci import log
 from nvoci.errors import HookError
 from nvoci.linux import abi
 from nvoci.linux.fd import write_all
 from nvoci.linux.syscalls import close_range, prctl, prlimit
 
 _MAX_FD = 0xFFFFFFFF
+_ROOMS = ("hook", "linux", "oci", "ldcache", "prestart", "discover")
+_MAX_WARNINGS = 50  # an image may have tens of thousands of what is worth one
 _MAX_DATA = 1 << 30  # no image may make a hook take the host's memory; an ordinary one takes 12 MiB
 # Variables that make a loader, a C library or an interpreter run or read something. By the time we see them they
-# have had their effect on this process; the log says so, since only the hook entry's `env` prevents it.
+# have had their effect on this process; the log says so, since only the hook entry's `env` prevents it. Python 3.11 and
+# later look for their own library where PYTHONEXECUTABLE leads, even with -I.
 _DANGEROUS = (b"LD_", b"GLIBC_TUNABLES", b"GCONV_PATH", b"LOCPATH", b"MALLOC_", b"BASH_ENV",
-              b"PYTHONPATH", b"PYTHONHOME", b"PYTHONSTARTUP")  # fmt: skip
+              b"PYTHONPATH", b"PYTHONHOME", b"PYTHONSTARTUP", b"PYTHONEXECUTABLE")  # fmt: skip
 
 
 def start() -> dict[bytes, bytes]:
@@ -46,6 +50,7 @@ def start() -> dict[bytes, bytes]:
         posix.unsetenv(name)
     posix.environ.clear()
     posix.chdir(b"/")
+    log.limit_warnings(_MAX_WARNINGS)
     return env
 
 
@@ -61,21 +66,30 @@ def limit(seconds: float) -> None:
 
 
 def _check_own_files() -> None:
-    """Refuse to run from files that anybody but root can change (12 us).
+    """Refuse to run from where anybody but root can change files (33 us). The working directory is another then.
 
+    Of the package that is every directory a hook loads from, whose every file scripts/install --check looks at: here it
+    would be 75 us more, for what has been executed by the time it is looked at.
     In a user namespace that does not map the host's root its files look like anybody's (overflow uid), and so does
     `/`: whoever owns that can change everything anyway.
     """
     roots = (0, posix.stat("/").st_uid)
     package = __file__.rpartition("/hook/")[0]
-    own = [f"{package}/{room}" for room in ("hook", "linux", "oci", "hook/main.py")]
+    own = [f"{package}/{room}{inner}" for room in _ROOMS for inner in ("", "/__pycache__")]
+    own += [f"{package}/__pycache__", f"{package}/hook/main.py"]
     # Of an installed tree: all that is needed of the package, in one file beside it.
     own += [f"{package}_{name}.pyc" for name in ("hot", "ask", "prestart", "cli") if f"nvoci_{name}" in sys.modules]
-    while package:
-        own.append(package)
-        package = package.rpartition("/")[0]
+    posix.chdir(package)
+    for top in {package, posix.getcwd()}:  # both of its paths, where one leads through links
+        above = top
+        while above:
+            own.append(above)
+            above = above.rpartition("/")[0]
     for path in own:
-        st = posix.stat(path)
+        try:
+            st = posix.stat(path)
+        except FileNotFoundError:
+            continue  # and nobody else can make it
         others = 0o022 if st.st_gid else 0o002
         sticky = S_ISDIR(st.st_mode) and st.st_mode & S_ISVTX
         if st.st_uid not in roots or (st.st_mode & others and not sticky):

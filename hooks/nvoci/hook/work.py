@@ -6,14 +6,14 @@ import posix
 import sys
 
 from nvoci import log
-from nvoci.errors import FAILED, OK, HookError, hook_error
+from nvoci.errors import FAILED, OK, HookError, hook_error, printable
 from nvoci.hook import enter, process, watchdog, worker
 from nvoci.hook.container import Container
 from nvoci.hook.hostmounts import HostMounts
 from nvoci.hook.operation import Transaction
-from nvoci.linux import abi, procfs, userns
-from nvoci.linux.fd import free_reserve, hold_reserve
-from nvoci.linux.rootfs import Rootfs
+from nvoci.linux import abi, mountinfo, procfs, userns
+from nvoci.linux.fd import Fd, close_quietly, free_reserve, hold_reserve
+from nvoci.linux.rootfs import Rootfs, fsencode
 from nvoci.linux.syscalls import prctl
 from nvoci.oci import state as oci_state
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     Give = Callable[[list[DeviceRule]], Operation]
 
 _SIGKILL = 9
+_REPORTS = 3  # tries
 _OUT_OF_MEMORY = f"{FAILED}\0hook: ENOMEM\0out of memory: the image is too large, or the limit too small"
 
 
@@ -50,9 +51,11 @@ def work_on(
     """Do it, for who knows the container already. path: of its root, on the host. As `work`."""
     if dry_run:
         __import__("nvoci.hook.preview")  # before imports are sealed; 0.1 ms that a start does not need
+    apart = place.process is not None or _may_wait(path)
     # Before the fork, so that a signal finds a handler at any time. A worker's own deadline comes first; this one is
     # for a worker that cannot even be interrupted, and for what is looked up here.
-    watchdog.start(settings.timeout if place.process is None else settings.timeout + watchdog.GRACE + 1)
+    watchdog.start(settings.timeout + watchdog.GRACE + 1 if apart else settings.timeout)
+    procfs.set_patience(settings.timeout / 4)
     steps = _settled(steps, state, place)
     if not steps:
         watchdog.stop()
@@ -64,16 +67,22 @@ def work_on(
     if place.process is None:
         if devices:
             sys.modules["nvoci.hook.grant"].load()
+            job.give = lambda rules: sys.modules["nvoci.hook.grant"].GiveHere(rules, place.where)
         process.seal_imports()  # else by each of the two processes, after the fork
     try:
         hold_reserve(procfs.handle())
-        if place.process is not None:
-            return _in_worker(job, devices)
-        if devices:
-            job.give = lambda rules: sys.modules["nvoci.hook.grant"].GiveHere(rules, place.where)
-        return job.run()
+        return _in_worker(job, devices) if apart else job.run()
     finally:
         free_reserve()
+
+
+def _may_wait(path: str) -> bool:
+    """Whether the work has to be a process of its own even here: what waits for a file system whose daemon or server
+    does not answer may not be ended at all, and who called us would wait as long."""
+    try:
+        return mountinfo.may_wait(fsencode(path))
+    except (OSError, ValueError):
+        return False  # what is wrong with it is said where it is opened
 
 
 def _settled(steps: list[Step], state: State, place: enter.Place) -> list[Step]:
@@ -93,7 +102,7 @@ def _settled(steps: list[Step], state: State, place: enter.Place) -> list[Step]:
 class _Job:
     """What has to be done in the container's mount namespace."""
 
-    __slots__ = ("dry_run", "give", "mount_label", "path", "place", "settings", "state", "steps")
+    __slots__ = ("dry_run", "give", "guard", "mount_label", "path", "place", "settings", "state", "steps")
 
     def __init__(
         self, steps: list[Step], state: State, path: str, place: enter.Place, settings: Settings, dry_run: bool
@@ -104,13 +113,17 @@ class _Job:
         self.place = place
         self.settings = settings
         self.dry_run = dry_run
+        self.guard = _guard(place, state.bundle)
         self.mount_label = _mount_label(state.bundle)
         self.give: Give | None = None  # makes the operation that gives device rules, where a hook may ask for them
 
     def run(self) -> int:
         """In the right namespace: the root is opened here, after entering, so that it can be mounted on."""
         rootfs = Rootfs.open(self.path)
-        self._guard(rootfs)
+        try:
+            self.guard.protect(rootfs)
+        except OSError as e:
+            raise hook_error("hook: look at the container's root", e.filename or self.path, e) from None
         container = Container(rootfs, self.place.where, self.state, self.settings, self.mount_label)
         if self.dry_run:
             return self._preview(container)
@@ -132,15 +145,6 @@ class _Job:
         free_reserve()
         transaction.commit()
         return OK
-
-    def _guard(self, rootfs: Rootfs) -> None:
-        """Somebody who names a process may have made its user namespace, and mounted in it what they like."""
-        process = self.place.process
-        try:
-            owner = userns.root_of(process.fileno()) if process is not None else None
-            HostMounts(owner, own_root=owner is None or not self.place.named).protect(rootfs)
-        except OSError as e:
-            raise hook_error("hook: look at the container's root", e.filename or self.path, e) from None
 
     def _give(self, transaction: Transaction) -> None:
         if self.give is None:
@@ -174,6 +178,44 @@ class _Job:
         return OK
 
 
+def _guard(place: enter.Place, bundle: str) -> HostMounts:
+    """Somebody who names a process may have made its user namespace, and mounted in it what they like. So may whoever
+    has by now the pid that a runtime named: its namespace must be the one that config.json says. Raises HookError."""
+    if place.process is None:
+        return HostMounts()
+    try:
+        owner = userns.root_of(place.process.fileno())
+        known = owner is None or (not place.named and _is_as_configured(place, place.process, bundle))
+    except OSError as e:
+        raise hook_error("hook: look at the user namespace of", f"pid {place.pid}", e) from None
+    return HostMounts(owner, own_root=known)
+
+
+def _is_as_configured(place: enter.Place, process: Fd, bundle: str) -> bool:
+    """Whether its user namespace, which is not ours, is that of config.json. False where that cannot be told. Raises
+    OSError, HookError."""
+    from nvoci.oci import config
+
+    try:
+        expected = config.user_namespace(config.load(bundle)) if bundle else ("", [])
+        joined = posix.stat(expected[0]) if expected and expected[0] else None
+    except (HookError, OSError) as e:
+        log.info("the container's user namespace is not known", reason=printable(e))
+        return False
+    if expected == ("", []):
+        return False
+    if expected is None:
+        same = False
+    elif joined is not None:
+        same = (joined.st_dev, joined.st_ino) == procfs.ns_id(b"ns/user", process.fileno())
+    else:
+        same = expected[1] == userns.uid_map(process.fileno())
+    if not same:
+        raise HookError(f"read state: pid {place.pid} is in another user namespace than config.json says",
+                        "the container's process is gone and its pid was reused")  # fmt: skip
+    return True
+
+
 def _mount_label(bundle: str) -> str:
     """The SELinux context for what is mounted into the container; "" where SELinux is off or none is configured."""
     try:
@@ -197,15 +239,16 @@ def _in_worker(job: _Job, devices: bool) -> int:
     giver: Giver | None = None
     if devices and job.place.process is not None:
         giver = sys.modules["nvoci.hook.grant"].Giver(job.place.process.fileno(), write_end)
-    pid = posix.fork()
+    try:
+        pid = posix.fork()
+    except OSError as e:
+        hint = "raise the limit of processes: of the container's cgroup, or of the runtime's user"
+        raise hook_error("hook: start a worker", "", e, hint) from None
     if pid == 0:
         process.seal_imports()
-        posix.close(read_end)
-        if giver is not None:
-            giver.in_worker()
-            job.give = giver.ask
-        _worker(job, outputs, write_end, parent)
-    posix.close(write_end)
+        close_quietly(read_end)
+        _worker(job, outputs, write_end, parent, giver)
+    close_quietly(write_end)
     for output in outputs:
         output.in_parent()
     seconds = job.settings.timeout
@@ -222,7 +265,10 @@ def _in_worker(job: _Job, devices: bool) -> int:
 
 def _end(report: str) -> int:
     """The exit status that the worker reported. Raises the HookError that it reported instead."""
-    watchdog.stop()
+    try:
+        watchdog.stop()
+    except OSError:
+        pass  # there is nothing left to interrupt
     code, _, rest = report.partition("\0")
     message, _, hint = rest.partition("\0")
     if not code.isdigit():
@@ -232,7 +278,7 @@ def _end(report: str) -> int:
     return int(code)
 
 
-def _worker(job: _Job, outputs: list[worker.Output], write_end: int, parent: int) -> None:
+def _worker(job: _Job, outputs: list[worker.Output], write_end: int, parent: int, giver: Giver | None) -> None:
     """The forked child: dies with its parent, reports in one write, never returns."""
     report = f"{FAILED}\0hook: internal error\0please report it"
     try:
@@ -240,6 +286,10 @@ def _worker(job: _Job, outputs: list[worker.Output], write_end: int, parent: int
         if posix.getppid() != parent:
             posix._exit(FAILED)
         worker.detach(outputs)
+        if giver is not None:
+            giver.in_worker()
+            job.give = giver.ask
+        watchdog.check()  # told to end since the fork
         watchdog.start(job.settings.timeout)
         job.place.enter()
         report = f"{job.run()}\0\0"
@@ -253,5 +303,15 @@ def _worker(job: _Job, outputs: list[worker.Output], write_end: int, parent: int
     except BaseException as e:  # noqa: BLE001  # whatever it was, the parent must hear of it
         report = f"{FAILED}\0hook: internal error: {type(e).__name__}: {e}\0please report it"
     finally:
-        posix.write(write_end, report.encode("utf-8", "backslashreplace")[: worker.MESSAGE_MAX])
+        _report(write_end, report.encode("utf-8", "backslashreplace")[: worker.MESSAGE_MAX])
         process.finish(OK)
+
+
+def _report(fd: int, report: bytes) -> None:
+    """More than once if need be: what is done would be called a failure. A parent that is gone takes us with it."""
+    for _ in range(_REPORTS):
+        try:
+            posix.write(fd, report)
+        except OSError:
+            continue
+        return

@@ -13,8 +13,9 @@ import select
 import time
 
 from nvoci import log
-from nvoci.errors import HookError
+from nvoci.errors import HookError, errno_name
 from nvoci.hook import watchdog
+from nvoci.linux.fd import close_quietly
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,13 @@ _PIPE_BUF = 1 << 12  # limits.h: a pipe that select(2) calls writable takes as m
 _SIGKILL, _SIGTERM = 9, 15
 _END_SECONDS = 1.0
 _PAUSE, _PAUSE_MAX = 0.00005, 0.02
+_FAILURES = 8  # calls of ours that may fail one after the other
+_SUCCESS = b"0\0"  # how a report begins, see nvoci.hook.work
 _HINT = "see what the container's file systems wait for; a rerun completes it"
+_STUCK = (
+    "a file system of the container's does not answer: end its daemon; no pid namespace with that process ends before, "
+    "so call the hook as createRuntime, where it is in none of the container's"
+)
 
 
 class Output:
@@ -49,7 +56,7 @@ class Output:
 
     def in_parent(self) -> None:
         """After the fork, in the parent."""
-        posix.close(self._sink)
+        close_quietly(self._sink)
 
     def waits_for(self) -> tuple[list[int], list[int]]:
         """Descriptors for select(2): to read, to write. Nothing is read while the last of it has not been written, so
@@ -87,7 +94,10 @@ class Output:
         while self._source >= 0:
             reading, writing = self.waits_for()
             left = max(0.0, deadline - time.monotonic())
-            readable, writable, _ = select.select(reading, writing, [], left if writing else 0)
+            try:
+                readable, writable, _ = select.select(reading, writing, [], left if writing else 0)
+            except OSError:
+                break  # what is said must not stop what is done
             if not left or not readable + writable:
                 break
             self.move(readable + writable)
@@ -98,7 +108,7 @@ class Output:
     def _close(self) -> None:
         source, self._source = self._source, -1
         if source >= 0:
-            posix.close(source)
+            close_quietly(source)
 
 
 def detach(outputs: Sequence[Output]) -> None:
@@ -115,21 +125,22 @@ def collect(
     pid: int, report: int, outputs: Sequence[Output], seconds: float, feed: Callable[[bytes], bytes] | None
 ) -> str:
     """Read the report until end of file, within the deadline, and end the worker. report: the end of its pipe to read
-    from. feed: takes out of what was read so far what is no report. Raises HookError."""
+    from. feed: takes out of what was read so far what is no report. Raises HookError; no error of a call here makes a
+    failure of what the worker has done."""
     gone = True
     try:
         try:
             data = _listen(pid, report, outputs, seconds, feed)
         finally:
-            posix.close(report)
-            posix.kill(pid, _SIGKILL)
+            close_quietly(report)
+            _kill(pid, _SIGKILL)
             gone = _reap(pid)
             for output in outputs:
                 output.finish()
     except HookError as e:
         if gone:
             raise
-        raise HookError(f"{e.message}; process {pid} is stuck in the kernel", e.hint) from None
+        raise HookError(f"{e.message}; process {pid} is stuck in the kernel", _STUCK) from None
     if not gone:
         log.warning(f"hook: process {pid} has done its work, and is stuck in the kernel")
     return data.decode("utf-8", "replace")
@@ -140,7 +151,8 @@ def _listen(
 ) -> bytes:
     data = b""
     deadline = time.monotonic() + seconds + watchdog.GRACE + 1
-    told = ""
+    told = failed = ""
+    failures = 0
     while len(data) <= MESSAGE_MAX:
         try:
             if not told:
@@ -150,20 +162,34 @@ def _listen(
             late = watchdog.late()
             told = f"hook: not finished after {seconds:g} s" if late else e.message
             watchdog.stop()
-            posix.kill(pid, _SIGTERM)
+            _kill(pid, _SIGTERM)
             deadline = time.monotonic() + (1 if late else 2) * watchdog.GRACE + 1
         left = deadline - time.monotonic()
         if left <= 0:
             raise HookError(f"{told or f'hook: not finished after {seconds:g} s'}, and killed", _HINT)
-        # A signal does not end select(2) in Python, so it is looked for now and then.
-        ready = _wait(report, outputs, min(left, 0.2))
-        for output in outputs:
-            output.move(ready)
-        if report in ready:
-            chunk = posix.read(report, 1 << 12)
-            if not chunk:
-                break
+        try:
+            # A signal does not end select(2) in Python, so it is looked for now and then.
+            ready = _wait(report, outputs, min(left, 0.2))
+            for output in outputs:
+                output.move(ready)
+            chunk = posix.read(report, 1 << 12) if report in ready else None
+        except OSError as e:
+            # The worker is told to end, and then undoes; but it may be done already, so what it says is heard.
+            failures += 1
+            failed = failed or f"hook: listen to the worker: {errno_name(e.errno or 0)}"
+            if failures == _FAILURES:
+                raise HookError(f"{failed}, and killed", _HINT) from None
+            if not told:
+                told = failed
+                _kill(pid, _SIGTERM)
+                deadline = time.monotonic() + 2 * watchdog.GRACE + 1
+            continue
+        if chunk == b"":
+            break
+        if chunk is not None:
             data = data + chunk if feed is None else feed(data + chunk)
+    if failed and data and not data.startswith(_SUCCESS):
+        raise HookError(failed, "everything was undone; run again")
     return data
 
 
@@ -182,9 +208,24 @@ def _reap(pid: int) -> bool:
     """Whether it has ended, within a second after SIGKILL. It mostly has, or needs a few microseconds more."""
     deadline = time.monotonic() + _END_SECONDS
     pause = _PAUSE
-    while not posix.waitpid(pid, posix.WNOHANG)[0]:
-        if time.monotonic() > deadline:
-            return False
-        select.select([], [], [], pause)
+    while True:
+        try:
+            if posix.waitpid(pid, posix.WNOHANG)[0]:
+                return True
+            if time.monotonic() > deadline:
+                return False
+            select.select([], [], [], pause)
+        except ChildProcessError:
+            return True
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
         pause = min(2 * pause, _PAUSE_MAX)
-    return True
+
+
+def _kill(pid: int, number: int) -> None:
+    """Where that is refused the process is waited for as any other."""
+    try:
+        posix.kill(pid, number)
+    except OSError:
+        pass

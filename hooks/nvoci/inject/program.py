@@ -11,7 +11,7 @@ import _signal
 import posix
 import select
 import time
-from stat import S_ISREG
+from stat import S_ISREG, S_ISVTX
 
 from nvoci import log
 from nvoci.errors import HookError, errno_name, hook_error, printable
@@ -55,15 +55,32 @@ def check(path: str) -> None:
     """Refuse a program that is none, or that others can change. To be called on the host. Raises HookError."""
     if not path.startswith("/"):
         raise HookError(f"run {printable(path)}: not an absolute path", "mend the specification")
+    name = to_bytes(path)
     try:
-        st = posix.stat(to_bytes(path))
+        with Fd(posix.open(name, posix.O_PATH | posix.O_CLOEXEC)) as handle:
+            st = handle.stat()
+            real = posix.readlink(b"self/fd/%d" % handle.fileno(), dir_fd=procfs.handle())
+        directories = [(each, posix.stat(each)) for each in sorted(_directories(name) | _directories(real))]
     except OSError as e:
         raise hook_error("run", path, e, "the specification names a hook that the host does not have") from None
     if not S_ISREG(st.st_mode) or not st.st_mode & 0o111:
         raise HookError(f"run {printable(path)}: not an executable file", "mend the specification")
-    if st.st_uid not in (0, posix.geteuid(), posix.stat("/").st_uid) or st.st_mode & 0o022:
+    owners = (0, posix.geteuid(), posix.stat("/").st_uid)
+    if st.st_uid not in owners or st.st_mode & 0o022:
         raise HookError(f"run {printable(path)}: owned by uid {st.st_uid}, mode {st.st_mode & 0o7777:04o}",
                         "it must belong to root and be writable by nobody else")  # fmt: skip
+    for each, st in directories:
+        if st.st_uid not in owners or (st.st_mode & 0o022 and not st.st_mode & S_ISVTX):
+            raise HookError(
+                f"run {printable(path)}: {printable(each)}: owned by uid {st.st_uid}, mode {st.st_mode & 0o7777:04o}",
+                "a directory on the way to it must belong to root and be writable by nobody else",
+            )
+
+
+def _directories(path: bytes) -> set[bytes]:
+    """All on the way to it, without `/`."""
+    parts = path.split(b"/")[1:]
+    return {b"/" + b"/".join(parts[:n]) for n in range(1, len(parts))}
 
 
 class RunProgram(Operation):

@@ -146,12 +146,16 @@ class MountPoint:
         try:
             if directory:
                 posix.mkdir(name, _MODE, dir_fd=parent.fileno())
-                st = posix.stat(name, dir_fd=parent.fileno(), follow_symlinks=False)
             else:
-                with Fd(posix.open(name, _NEW, _MODE, dir_fd=parent.fileno())) as fd:
-                    st = fd.stat()
+                Fd(posix.open(name, _NEW, _MODE, dir_fd=parent.fileno())).close()
         except FileExistsError:
             return  # the next lookup sees what it is
+        try:
+            st = posix.stat(name, dir_fd=parent.fileno(), follow_symlinks=False)
+        except OSError:
+            remove = posix.rmdir if directory else posix.unlink
+            remove(name, dir_fd=parent.fileno())  # nobody could tell later that it was made here
+            raise
         self._parent, self._name, self._is_directory = parent, name, directory
         self._identity = (st.st_dev, st.st_ino)
 

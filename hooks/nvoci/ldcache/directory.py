@@ -11,7 +11,7 @@ from __future__ import annotations
 import posix
 import sys
 from _stat import S_ISLNK, S_ISREG
-from errno import E2BIG, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
+from errno import E2BIG, EAGAIN, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 
 from nvoci.ldcache.library import Library, NotALibraryError, examine
 from nvoci.linux import mountinfo, procfs
@@ -34,6 +34,8 @@ _MAX_CHAIN = 16
 _MAX_HWCAPS = 64  # subdirectories of one glibc-hwcaps
 MIN_SIZE = 52  # of an ELF header of 32 bits
 _ABSENT = (ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG)
+LEASED = "another process has a lease on it"
+_LEASE_PART = 0.1  # of the time for leases, for all libraries: they can be done without
 _HANDLE = posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC
 
 
@@ -122,15 +124,22 @@ class Opener:
             if self._left < 0:
                 raise OSError(E2BIG, f"more than {MAX_OPENED} files to read", path)
             try:
-                known = self._known[key] = _read(handle, with_isa_level)
+                known = _read(handle, path, with_isa_level)
             except OSError as e:
                 raise OSError(e.errno, e.strerror, path) from None
+            self._known[key] = known
         return known
 
 
-def _read(handle: Fd, with_isa_level: bool) -> Library | str:
+def _read(handle: Fd, path: bytes, with_isa_level: bool) -> Library | str:
     try:
-        with Fd(procfs.reopen(handle.fileno(), posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY)) as file:
+        fd = procfs.open_regular(handle.fileno(), path, _LEASE_PART)
+    except OSError as e:
+        if e.errno == EAGAIN:
+            return LEASED
+        raise
+    try:
+        with Fd(fd) as file:
             found = examine(file.fileno(), with_isa_level)
             if found.unsafe_soname is not None and len(found.unsafe_soname) > 255:
                 found.unsafe_soname = b""  # no file name either, and short

@@ -120,7 +120,7 @@ def run(
 
 def _start(job: cell.Cell, reading: list[int], name: str) -> int:
     """Fork the init of a new pid namespace. Fills `reading` with the read ends of stdout, stderr, report, life."""
-    ends = [posix.pipe2(posix.O_CLOEXEC) for _ in range(5)]
+    ends = _pipes(5, name)
     job.stdin = ends[0][0]
     job.stdout, job.stderr, job.report = (ends[i][1] for i in (1, 2, 3))
     job.life = ends[4][0]
@@ -133,6 +133,19 @@ def _start(job: cell.Cell, reading: list[int], name: str) -> int:
     finally:
         for fd in (job.stdin, job.stdout, job.stderr, job.report):
             posix.close(fd)
+
+
+def _pipes(count: int, name: str) -> list[tuple[int, int]]:
+    ends: list[tuple[int, int]] = []
+    try:
+        while len(ends) < count:
+            ends.append(posix.pipe2(posix.O_CLOEXEC))
+    except OSError as e:
+        for pair in ends:
+            posix.close(pair[0])
+            posix.close(pair[1])
+        raise _failed(name, e.errno or 0, "make pipes") from None
+    return ends
 
 
 def _fork_into_pid_namespace(job: cell.Cell, reading: list[int]) -> int:
@@ -228,15 +241,23 @@ def _sealed_copy(source: int) -> Fd:
         if e.errno not in (ENOSYS, EPERM, EACCES):
             raise
         return _temporary_copy(source)
-    _copy(source, fd.fileno())
-    posix.fchmod(fd.fileno(), 0o500)
     try:
-        fcntl.fcntl(fd.fileno(), abi.F_ADD_SEALS, _SEALS | abi.F_SEAL_EXEC)
+        _copy(source, fd.fileno())
+        posix.fchmod(fd.fileno(), 0o500)
+        _seal(fd.fileno())
+    except OSError:
+        fd.close()
+        raise
+    return fd
+
+
+def _seal(fd: int) -> None:
+    try:
+        fcntl.fcntl(fd, abi.F_ADD_SEALS, _SEALS | abi.F_SEAL_EXEC)
     except OSError as e:
         if e.errno != EINVAL:
             raise
-        fcntl.fcntl(fd.fileno(), abi.F_ADD_SEALS, _SEALS)
-    return fd
+        fcntl.fcntl(fd, abi.F_ADD_SEALS, _SEALS)
 
 
 def _memfd() -> int:

@@ -37,10 +37,14 @@ class Fd:
         return fd
 
     def close(self) -> None:
-        """Close once; later calls do nothing."""
+        """Close once; later calls do nothing. Of a file that was written, see `close_written`."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            posix.close(fd)
+            close_quietly(fd)
+
+    def close_written(self) -> None:
+        """Close what data was written to. Raises OSError where a file system says only now that it did not arrive."""
+        posix.close(self.into_raw_fd())
 
     @property
     def closed(self) -> bool:
@@ -58,6 +62,15 @@ class Fd:
         self.close()
 
 
+def close_quietly(fd: int) -> None:
+    """close(2) of what nothing was written to, or nothing that must arrive: the number is free whatever it answers
+    (man 2 close), and what is done must not be called a failure for it."""
+    try:
+        posix.close(fd)
+    except OSError:
+        pass
+
+
 def hold_reserve(fd: int) -> None:
     """Keep some descriptors by, copies of `fd`: taking back what was done must not fail for want of one. Raises
     OSError."""
@@ -69,7 +82,7 @@ def free_reserve() -> bool:
     """Make them free for use. Returns whether there were any."""
     held = bool(_reserve)
     while _reserve:
-        posix.close(_reserve.pop())
+        close_quietly(_reserve.pop())
     return held
 
 

@@ -166,7 +166,10 @@ def _mount_from_below(rootfs: Rootfs, target: Target, data: bytes, mode: int, la
         except BaseException:
             tmpfs.detach()
             raise
-        tmpfs.detach()
+        try:
+            tmpfs.detach()
+        except OSError:
+            tmpfs.detach()  # with the file it is bound from covered, there is nothing else that could be done
         return mounted
 
 

@@ -7,8 +7,13 @@ CPython), None (NULL) or a buffer made by `buffer()`. Python's own `posix` is us
 
 from __future__ import annotations
 
-import _ctypes
 import posix
+
+try:
+    import _ctypes
+except ImportError as e:
+    # Before there is a program that could catch an error of ours: an interpreter that was built without libffi.
+    raise SystemExit(f"start: import _ctypes: {e} (this Python has no ctypes: install nvoci with another)") from None
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -35,6 +35,7 @@ READ_ONLY = abi.MS_RDONLY | abi.MS_NOSUID | abi.MS_NODEV
 READ_ONLY_DATA = READ_ONLY | abi.MS_NOEXEC
 _FLAGS = READ_ONLY_DATA
 _PATH = posix.O_PATH | posix.O_CLOEXEC | posix.O_NOFOLLOW
+_MAX_STACKED = 16  # mounts, one on another
 # EPERM is how a seccomp profile answers for calls it does not know; where it is meant, mount(2) says it again.
 UNAVAILABLE = (ENOSYS, EPERM)
 
@@ -166,8 +167,9 @@ class Mounted:
     def detach(self) -> None:
         """Unmount it, and what was mounted on top; nothing to do where it is gone already. Raises OSError."""
         try:
-            # The reserve is for this alone: what is freed for a step that succeeds is not there for undo.
-            with_reserve(lambda: at_procfs(lambda: umount2(procfs.fd_path(self.fd.fileno()), abi.MNT_DETACH)))
+            for _ in range(_MAX_STACKED):  # each call takes what lies on top; EINVAL: it was the last
+                # The reserve is for this alone: what is freed for a step that succeeds is not there for undo.
+                with_reserve(lambda: at_procfs(lambda: umount2(procfs.fd_path(self.fd.fileno()), abi.MNT_DETACH)))
         except OSError as e:
             if e.errno != EINVAL:
                 raise
@@ -267,6 +269,7 @@ def _attach_tree(source: Source, target: Target) -> Mounted | None:
 def _attach_bind(source: Source, target: Target) -> Mounted:
     target_path = procfs.fd_path(target.fd.fileno())
     before = table_before(target)
+    st = source.object.stat()
     try:
         handle = source.object.fileno()
         at_procfs(lambda: mount(procfs.fd_path(handle), target_path, None, abi.MS_BIND))
@@ -276,7 +279,6 @@ def _attach_bind(source: Source, target: Target) -> Mounted:
         # The handle is of the namespace that was left: mount(2) binds only what is in the present one.
         with _same_here(source.object) as here:
             at_procfs(lambda: mount(procfs.fd_path(here.fileno()), target_path, None, abi.MS_BIND))
-    st = source.object.stat()
     mounted = seen(target, before, lambda fd: _same(posix.fstat(fd), st))
     _set_flags(mounted, source.flags)
     return mounted
@@ -334,9 +336,9 @@ def _same_here(handle: Fd) -> Fd:
 def _set_flags(mounted: Mounted, flags: int) -> None:
     """MS_REMOUNT keeps no flag that is not named, and a user namespace may not drop those it was given."""
     fd = mounted.fd.fileno()
-    kept = posix.fstatvfs(fd).f_flag & _FLAGS
     path = procfs.fd_path(fd)
     try:
+        kept = posix.fstatvfs(fd).f_flag & _FLAGS
         at_procfs(lambda: mount(None, path, None, abi.MS_REMOUNT | abi.MS_BIND | flags | kept))
         at_procfs(lambda: mount(None, path, None, abi.MS_PRIVATE))
     except OSError:
@@ -375,4 +377,7 @@ def at_procfs(call: Callable[[], None]) -> None:
         try:
             call()
         finally:
-            posix.fchdir(cwd.fileno())
+            try:
+                posix.fchdir(cwd.fileno())
+            except OSError:
+                posix.fchdir(cwd.fileno())  # asked once more: what was done must not be called a failure

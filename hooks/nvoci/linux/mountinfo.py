@@ -171,7 +171,7 @@ def _is_in(path: bytes, directory: bytes) -> bool:
 
 
 def _resolved(path: bytes) -> bytes:
-    fd = posix.open(path, posix.O_PATH | posix.O_CLOEXEC)
+    fd = posix.open(path, posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC)
     try:
         return procfs.name_of(fd)
     finally:

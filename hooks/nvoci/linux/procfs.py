@@ -8,14 +8,20 @@ the container is entered, and stays valid in another mount namespace.
 from __future__ import annotations
 
 import posix
-from errno import EINVAL
+import time
+from errno import EAGAIN, EINVAL
 
 from nvoci.errors import HookError, errno_name
 from nvoci.linux import abi
 from nvoci.linux.fd import read_at_most
 from nvoci.linux.syscalls import fstatfs_type
 
+_LEASE_PAUSE = 0.01
+_LEASE_ENDS = "the kernel ends it after as many seconds as /proc/sys/fs/lease-break-time has"
+
 _handle = -1
+_patience = 2.0  # seconds that this process waits for leases, in all
+_waited = 0.0
 
 
 def handle() -> int:
@@ -52,14 +58,46 @@ def reopen(fd: int, flags: int) -> int:
     return posix.open(fd_path(fd), flags | posix.O_CLOEXEC, dir_fd=handle())
 
 
+def set_patience(seconds: float) -> None:
+    """How long `open_regular` may wait in this process, all calls together."""
+    global _patience
+    _patience = seconds
+
+
+def open_regular(fd: int, unsafe_path: bytes, part: float = 1.0) -> int:
+    """`reopen` of a regular file, for reading; nothing is waited for but a lease (fcntl(2), F_SETLEASE), which whoever
+    owns a file may take: who means well gives it up when asked, which opening does, and the kernel takes it away after
+    /proc/sys/fs/lease-break-time. part: of the patience that this file is worth. Raises OSError with `unsafe_path`;
+    EAGAIN with whose lease it is."""
+    global _waited
+    while True:
+        try:
+            return reopen(fd, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY)
+        except OSError as e:
+            if e.errno != EAGAIN:
+                raise OSError(e.errno, e.strerror, unsafe_path) from None
+        if _waited >= _patience * part:
+            raise OSError(EAGAIN, _lease_on(fd), unsafe_path)
+        _waited += _LEASE_PAUSE
+        time.sleep(_LEASE_PAUSE)
+
+
+def _lease_on(fd: int) -> str:
+    """For messages, by /proc/locks (proc(5)): its file system's number is not always that of stat(2)."""
+    inode = b":%d" % posix.fstat(fd).st_ino
+    try:
+        for line in read(b"locks").split(b"\n"):
+            fields = line.split()
+            if fields[1:2] == [b"LEASE"] and len(fields) > 5 and fields[5].endswith(inode):
+                return f"a lease of process {parse_pid(fields[4])} is on it: {_LEASE_ENDS}"
+    except OSError:
+        pass
+    return f"a lease is on it, see /proc/locks: {_LEASE_ENDS}"
+
+
 def name_of(fd: int) -> bytes:
     """Where the kernel says `fd` lies, for messages and for the walk's last check; never used to open anything."""
     return posix.readlink(fd_path(fd), dir_fd=handle())
-
-
-def absolute(fd: int) -> bytes:
-    """A path for the calls that take no dir_fd (mount(2)): only where /proc is still our own."""
-    return b"/proc/self/fd/%d" % fd
 
 
 def read(path: bytes, limit: int = 4 << 20, dirfd: int | None = None) -> bytes:

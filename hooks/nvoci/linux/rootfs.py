@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import posix
 import sys
+import time
 from _stat import S_IMODE, S_ISDIR, S_ISLNK, S_ISREG
 from errno import E2BIG, EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ENOTEMPTY, ESTALE
 
@@ -34,6 +35,7 @@ MAX_HANDLES = 64
 MAX_ENTRIES = 1_000_000
 _ABSENT = (ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG)
 _DIRECTORY = posix.O_DIRECTORY | posix.O_CLOEXEC
+_TICK_NS = 20_000_000  # by so much at most a file system's clock is behind: a tick of the kernel's, at 100 Hz
 
 
 def fsencode(name: str) -> bytes:
@@ -42,10 +44,13 @@ def fsencode(name: str) -> bytes:
 
 
 def split(unsafe_path: bytes) -> tuple[bytes, bytes]:
-    """(directory, last component) of a path below the root. Raises OSError(EINVAL) where there is no last component."""
+    """(directory, last component) of a path below the root. Raises OSError: EINVAL where there is no last
+    component, ENAMETOOLONG."""
     directory, _, name = unsafe_path.rstrip(b"/").rpartition(b"/")
     if name in (b"", b".", b"..") or b"\0" in unsafe_path:
         raise OSError(EINVAL, "no file name", unsafe_path)
+    if len(unsafe_path) >= PATH_MAX:  # its directory alone may be short enough; nobody could open it by this path
+        raise OSError(ENAMETOOLONG, "path too long", unsafe_path)
     return directory, name
 
 
@@ -60,7 +65,7 @@ def _open_regular(handle: Fd, unsafe_path: bytes, pseudo: bool = False) -> Fd:
     mode = handle.stat().st_mode
     if not S_ISREG(mode) or (not pseudo and is_pseudo(handle.fileno())):
         raise OSError(EISDIR if S_ISDIR(mode) else EINVAL, "not a regular file", unsafe_path)
-    return Fd(procfs.reopen(handle.fileno(), posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY))
+    return Fd(procfs.open_regular(handle.fileno(), unsafe_path))
 
 
 class Dir:
@@ -146,7 +151,7 @@ class Made:
 class Rootfs:
     """A container's root directory, opened once. pseudo: whether files of procfs and its like count as regular."""
 
-    __slots__ = ("_dirs", "_fd", "_open", "guard", "name")
+    __slots__ = ("_dirs", "_fd", "_open", "followed", "guard", "name")
     pseudo = False
 
     def __init__(self, fd: Fd, name: str) -> None:
@@ -155,6 +160,7 @@ class Rootfs:
         self._dirs: dict[bytes, Dir] = {}
         self._open: list[Dir] = []
         self.guard: Guard | None = None
+        self.followed = 0  # see nvoci.linux.canonical
 
     @classmethod
     def open(cls, path: str) -> Rootfs:
@@ -230,7 +236,10 @@ class Rootfs:
     def read_file(self, unsafe_path: bytes, limit: int) -> bytes:
         """The whole of a regular file of at most `limit` bytes; EFBIG beyond."""
         with self.open_file(unsafe_path) as fd:
-            return read_at_most(fd.fileno(), limit)
+            try:
+                return read_at_most(fd.fileno(), limit)
+            except OSError as e:
+                raise OSError(e.errno, e.strerror, unsafe_path) from None
 
     def match(self, unsafe_pattern: bytes, budget: Budget) -> list[bytes]:
         """glob(3) inside the root: the paths that match, in bytewise order; components without a wildcard are not
@@ -276,8 +285,10 @@ class Rootfs:
                 for entry in entries:
                     names.append(fsencode(entry.name))
                     if len(names) > limit:
-                        raise OSError(E2BIG, f"more than {limit} entries", unsafe_path)
+                        raise OSError(E2BIG, f"more than {limit} entries")
             return names
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, unsafe_path) from None  # scandir's own names the descriptor
         finally:
             posix.close(fd)
 
@@ -327,6 +338,7 @@ class Rootfs:
     def _mkdir(self, parent: Dir, name: bytes, path: bytes, mode: int, made: Made) -> Dir:
         """One missing directory, or the one that somebody else made meanwhile."""
         parent.check()
+        began = time.time_ns()
         try:
             # Made with its final mode, so that a kill leaves nothing half-done; a hook's umask is 0.
             posix.mkdir(name, mode, dir_fd=parent.fileno())
@@ -347,7 +359,7 @@ class Rootfs:
             raise OSError(e.errno, e.strerror, path) from None
         self._dirs[path] = directory
         self.keep(directory)
-        if fresh:
+        if fresh and _is_new(fd, st, mode, began):
             made.add(parent, name, st)
             if S_IMODE(st.st_mode) & 0o777 != mode:
                 posix.chmod(procfs.fd_path(fd), mode, dir_fd=procfs.handle())
@@ -358,6 +370,24 @@ class Rootfs:
         self._open.append(directory)
         if len(self._open) > MAX_HANDLES:
             self._open.pop(0).release()
+
+
+def _is_new(fd: int, st: posix.stat_result, mode: int, began: int) -> bool:
+    """Whether the directory that was opened is the one that was made just now. Where others may write they may have put
+    another in its place, of root's with a mode that is to stay. Of a mode with fewer bits, which a default ACL gives:
+    only one that is empty, and as young as can be told."""
+    if st.st_uid != posix.geteuid():
+        return False
+    has = S_IMODE(st.st_mode) & 0o777
+    if has == mode & 0o777:
+        return True
+    if has & ~mode or st.st_mtime_ns < began - _TICK_NS:
+        return False
+    try:
+        with Fd(procfs.reopen(fd, posix.O_RDONLY | posix.O_DIRECTORY)) as opened:
+            return not posix.listdir(opened.fileno())
+    except OSError:
+        return False
 
 
 def _rmdir_quietly(name: bytes, parent: int) -> None:

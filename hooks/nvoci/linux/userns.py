@@ -16,6 +16,12 @@ def root_of(process: int) -> tuple[int, int] | None:
     return uid, gid
 
 
+def uid_map(process: int) -> list[tuple[int, int, int]]:
+    """The map of its user namespace, sorted: the first inside, the first in ours, how many. Raises OSError."""
+    lines = [line.split() for line in procfs.read(b"uid_map", dirfd=process).split(b"\n")]
+    return sorted((int(line[0]), int(line[1]), int(line[2])) for line in lines if len(line) == 3)
+
+
 def _of_zero(table: bytes) -> int:
     """Lines of three numbers: the first inside, the first outside, how many."""
     for line in table.split(b"\n"):

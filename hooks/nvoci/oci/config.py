@@ -49,3 +49,26 @@ def mount_label(config: dict[str, Any]) -> str:
     linux = config.get("linux")
     label = linux.get("mountLabel", "") if isinstance(linux, dict) else ""
     return label if isinstance(label, str) else ""
+
+
+def user_namespace(config: dict[str, Any]) -> tuple[str, list[tuple[int, int, int]]] | None:
+    """The container's own user namespace, as `linux` says: the path of the one that it joins, "" for a new one, and the
+    new one's uid map, sorted: the first inside, the first outside, how many. None where it has the runtime's."""
+    linux = config.get("linux")
+    linux = linux if isinstance(linux, dict) else {}
+    for entry in _objects(linux.get("namespaces")):
+        if entry.get("type") == "user":
+            path = entry.get("path")
+            table = [_id_mapping(each) for each in _objects(linux.get("uidMappings"))]
+            return path if isinstance(path, str) else "", sorted(table)
+    return None
+
+
+def _id_mapping(entry: dict[str, Any]) -> tuple[int, int, int]:
+    """What is no number is one that no map has."""
+    inside, outside, count = [entry.get(key, 0) for key in ("containerID", "hostID", "size")]
+    return (inside, outside, count) if type(inside) is type(outside) is type(count) is int else (-1, -1, -1)
+
+
+def _objects(value: object) -> list[dict[str, Any]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []

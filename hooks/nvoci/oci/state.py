@@ -83,11 +83,12 @@ def parse(data: bytes) -> State:
     annotations = doc.get("annotations")
     if not isinstance(annotations, dict):
         annotations = {}
-    bundle, root = path_from_json(_text(doc, "bundle")), path_from_json(_text(doc, "root"))
-    return State(_text(doc, "id"), _pid(doc), bundle, root, annotations, data)
+    bundle, root = path_from_json(text(doc, "bundle")), path_from_json(text(doc, "root"))
+    return State(text(doc, "id"), _pid(doc), bundle, root, annotations, data)
 
 
-def _text(doc: dict[str, Any], key: str) -> str:
+def text(doc: dict[str, Any], key: str) -> str:
+    """A string of the state that may be part of a path, "" where there is none. Raises HookError."""
     value = doc.get(key)
     if value is None:
         return ""

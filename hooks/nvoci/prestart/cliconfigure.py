@@ -11,7 +11,6 @@ Steps carry the classes of errors as their names, so that an operation which fai
 from __future__ import annotations
 
 import posix
-from errno import ENOENT, ESRCH
 
 from nvoci import log
 from nvoci.errors import HookError, hook_error, printable
@@ -71,8 +70,7 @@ def _place(pid: int) -> Place:
     try:
         return enter.named(pid) if pid else enter.parent()
     except OSError as e:
-        hint = "name a process of the container that runs: see --pid" if pid and e.errno in (ENOENT, ESRCH) else ""
-        raise hook_error("look at", f"/proc/{pid or 'self'}", e, hint) from None
+        raise hook_error("look at", "/proc/self", e) from None
 
 
 class _Steps:

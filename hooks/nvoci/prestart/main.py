@@ -111,7 +111,7 @@ def _where(error: BaseException) -> str:
 
 def _usage(why: str) -> int:
     name = sys.argv[0].rpartition("/")[2] if sys.argv else "nvidia-container-runtime-hook"
-    text = (f"{printable(why)}\n" if why else "") + _HELP.format(name=printable(name))
+    text = (f"{printable(why[:200])}\n" if why else "") + _HELP.format(name=printable(name))
     log.plain(text.rstrip("\n"))
     return USAGE if why else OK
 
@@ -190,10 +190,10 @@ def _state() -> State:
     """From stdin. Raises HookError. Docker's engines before the OCI text was settled call the bundle `bundlePath`."""
     state = oci_state.read()
     if not state.bundle:
-        unsafe_path = load_object(state.raw, "read state", "stdin").get("bundlePath")
-        if type(unsafe_path) is not str:
+        doc = load_object(state.raw, "read state", "stdin")
+        if type(doc.get("bundlePath")) is not str:
             raise HookError("read state: it names no bundle", _HINT)
-        state.bundle = path_from_json(unsafe_path)
+        state.bundle = path_from_json(oci_state.text(doc, "bundlePath"))
     if not state.bundle.startswith("/"):
         raise HookError(f"read state: bundle `{printable(state.bundle[:200])}` is not an absolute path", _HINT)
     return state

@@ -177,7 +177,12 @@ class Points:
             raise refusal or _not_made(unsafe_path, e) from None
         except OSError as e:
             raise _not_made(unsafe_path, e) from None
-        return Point(parent, name, fd, fresh=True)
+        try:
+            return Point(parent, name, fd, fresh=True)
+        except OSError as e:
+            fd.close()
+            take_back(parent, name)  # nobody could tell later that it was made here
+            raise _not_made(unsafe_path, e) from None
 
     def _new(self, parent: Dir, name: bytes, mode: int, directory: bool, wanted: bytes) -> Fd:
         """An empty file or directory, which is the container's root's. Raises OSError, HookError."""

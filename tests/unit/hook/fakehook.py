@@ -120,10 +120,10 @@ class Told(Operation):
         posix.stat(self.argument)
 
     def _say(self) -> None:
-        """COUNT:TEXT as that many warnings."""
+        """COUNT:TEXT as that many errors, of which there may be any number."""
         count, _, text = self.argument.partition(":")
         for _ in range(int(count)):
-            log.warning(text)
+            log.error(text)
 
     def _fds(self) -> None:
         links = [posix.readlink(f"self/fd/{n}", dir_fd=procfs.handle()) for n in range(3)]
