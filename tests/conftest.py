@@ -47,6 +47,7 @@ def _close_what_a_test_leaves(tmp_path_factory: pytest.TempPathFactory) -> Itera
     limit of descriptors that some test sets is met."""
     top = str(tmp_path_factory.getbasetemp().parent)
     before = _descriptors(top)
+    arcs.again()
     yield
     for fd in _descriptors(top) - before:
         os.close(fd)

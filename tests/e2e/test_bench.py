@@ -59,6 +59,7 @@ def document() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 def test_every_case_is_measured_at_its_stages(document: dict[str, Any]) -> None:
     rows = [(row["case"], row["stage"]) for row in document["rows"]]
     hooks = [(case, stage) for case in REACH for stage in STAGES]
@@ -68,6 +69,7 @@ def test_every_case_is_measured_at_its_stages(document: dict[str, Any]) -> None:
     assert [row for row in document["rows"] if "failed" in row] == []
 
 
+@pytest.mark.long
 def test_a_row_has_its_times_its_ratio_its_memory_and_what_it_should_reach(document: dict[str, Any]) -> None:
     floor: dict[str, Any] = {}
     for row in document["rows"]:
@@ -83,6 +85,7 @@ def test_a_row_has_its_times_its_ratio_its_memory_and_what_it_should_reach(docum
             assert row["met"] == (row["ratio"] <= row["target"])
 
 
+@pytest.mark.long
 def test_engines_and_sizes_are_set_in_relation(document: dict[str, Any]) -> None:
     times = {(row["case"], row["stage"]): row["median_ms"] for row in document["rows"]}
     floor = times["floor", ""]
@@ -98,6 +101,7 @@ def test_engines_and_sizes_are_set_in_relation(document: dict[str, Any]) -> None
     assert all(each["met"] == (each["ratio"] <= each["target"]) for each in relations)
 
 
+@pytest.mark.long
 def test_what_the_hooks_of_a_container_add_is_set_in_relation(document: dict[str, Any]) -> None:
     times = {row["case"]: row["median_ms"] for row in document["rows"] if row["stage"] == "runc run"}
     cases = ["merged-1", "merged-8", "merged-large", "reference-1", "reference-8"]
@@ -110,6 +114,7 @@ def test_what_the_hooks_of_a_container_add_is_set_in_relation(document: dict[str
     assert 0 < loaded[0]["ratio"] < loaded[1]["ratio"]
 
 
+@pytest.mark.long
 def test_a_hook_needs_more_memory_than_its_floor_and_not_the_bench_s_own(document: dict[str, Any]) -> None:
     memory = {row["case"]: row["rss_mib"] for row in document["rows"] if row["case"] not in GENERATION}
     floor, cases = memory.pop("floor"), memory.values()
@@ -117,6 +122,7 @@ def test_a_hook_needs_more_memory_than_its_floor_and_not_the_bench_s_own(documen
     assert max(cases) < 4 * floor
 
 
+@pytest.mark.long
 def test_the_facts_of_the_machine_are_given(document: dict[str, Any]) -> None:
     facts = document["facts"]
     assert facts["kernel"] == Path("/proc/sys/kernel/osrelease").read_text().strip()

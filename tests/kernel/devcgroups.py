@@ -134,8 +134,11 @@ def _errno(call: Callable[[], object]) -> str:
 def attach(path: Path, code: bytes, flags: int = bpf.F_ALLOW_MULTI, name: bytes = b"theirs") -> int:
     """Load and attach; the program's id."""
     fd = bpf.prog_load(code, name)
-    attach_fd(path, fd, flags)
-    return prog_id(fd)
+    try:
+        attach_fd(path, fd, flags)
+        return prog_id(fd)
+    finally:
+        os.close(fd)
 
 
 def attach_fd(path: Path, fd: int, flags: int = bpf.F_ALLOW_MULTI) -> None:

@@ -20,7 +20,7 @@ from tests.kernel.namespaced import isolated
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="changing ids needs root")]
 
 PR_GET_DUMPABLE = 3
-CAP_SETUID = 7
+CAP_SETGID, CAP_SETUID = 6, 7
 CLONE_NEWUSER = 0x10000000
 
 
@@ -116,6 +116,50 @@ def test_an_error_at_any_step_brings_the_groups_back(monkeypatch: pytest.MonkeyP
         with pytest.raises(PermissionError), Acting(1, 1):
             pass
         assert state() == before
+
+    isolated(body)
+
+
+def test_groups_that_must_not_be_left_and_are_not_denied_are_an_error() -> None:
+    """Without CAP_SETGID."""
+
+    def body() -> None:
+        os.setgroups([7])
+        syscalls.prctl(abi.PR_SET_DUMPABLE, 0)
+        drop_capabilities(CAP_SETGID)
+        before = state()
+        with pytest.raises(PermissionError), Acting(0, 0):
+            pass
+        assert state() == before
+
+    isolated(body)
+
+
+def test_groups_that_cannot_be_had_again_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def body() -> None:
+        os.setgroups([7])
+        real = posix.setgroups
+        monkeypatch.setattr(posix, "setgroups", lambda groups: real(groups) if not groups else _refused())
+        with pytest.raises(PermissionError), Acting(1, 1):
+            pass
+        assert (os.geteuid(), os.getegid()) == (0, 0)
+
+    isolated(body)
+
+
+def _refused() -> None:
+    raise PermissionError(EPERM, "refused")
+
+
+def test_a_parent_that_is_gone_meanwhile_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its death signal was forgotten for a moment, so it is looked for."""
+
+    def body() -> None:
+        syscalls.prctl(abi.PR_SET_PDEATHSIG, 9)
+        acting = Acting(1, 1)
+        monkeypatch.setattr(posix, "getppid", lambda: 1)
+        with pytest.raises(ProcessLookupError), acting:
+            pass
 
     isolated(body)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -249,6 +248,6 @@ def test_pynvml_is_looked_for_before_anything_is_started(monkeypatch: pytest.Mon
         without.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(HookError, match="the Python module pynvml is not there"):
             nvml.query(library())
-    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    monkeypatch.setattr("nvoci.discover._nvml_process._interpreter", lambda: "/nonexistent/python")
     with pytest.raises(HookError, match="ask NVML: start /nonexistent/python: ENOENT"):
         nvml.query(library())

@@ -102,6 +102,11 @@ def test_failed_call_raises_errno_and_path() -> None:
         (lambda: syscalls.setns(-1, 0), errno.EBADF, None),
         (lambda: syscalls.execveat(-1, b"", [b"x"], [], abi.AT_EMPTY_PATH), errno.EBADF, None),
         (lambda: syscalls.inotify_add_watch(-1, b"/", abi.IN_CREATE), errno.EBADF, b"/"),
+        (lambda: syscalls.fsconfig_set_string(-1, b"size", b"1"), errno.EINVAL, b"size=1"),
+        (lambda: syscalls.fsconfig_set_flag(-1, b"devices"), errno.EINVAL, b"devices"),
+        (lambda: syscalls.mount(b"x", b"/none", b"none", 0), errno.ENOENT, b"/none"),
+        (lambda: syscalls.umount2(b"/none", 0), errno.ENOENT, b"/none"),
+        (lambda: syscalls.pivot_root(b"/none", b"/none"), errno.ENOENT, b"/none"),
         (lambda: libc.syscall(99999), errno.ENOSYS, None),
     ]
     for call, number, path in calls:
@@ -255,6 +260,14 @@ def test_statx_tells_mount_points(tmp_path: Path) -> None:
 
 
 @needs_root
+def test_statx_of_an_older_kernel_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 5.8 the call succeeds and fills in neither field."""
+    monkeypatch.setattr(syscalls, "syscall", lambda *args: 0)
+    with os_error() as e:
+        syscalls.statx_mount(0)
+    assert e.value.errno == errno.ENOSYS
+
+
 def test_namespace_entered_by_descriptor_is_the_other_one(tmp_path: Path) -> None:
     def body() -> Any:
         home = os.open("/proc/self/ns/mnt", os.O_RDONLY)

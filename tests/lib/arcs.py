@@ -75,8 +75,12 @@ class Tracer:
 
     def child(self) -> None:
         if self.files:
-            self.map()
-        elif self.next < AREAS:
+            try:
+                self.map()
+                return
+            except OSError:
+                pass  # the folder is out of reach, as in another root: an area of its parent's file, then
+        if self.next < AREAS:
             self.enter(self.next)
         else:
             self.at = self.end  # no room: what this child does is not told
@@ -115,6 +119,9 @@ class Tracer:
         return local
 
 
+_tracer: Tracer | None = None
+
+
 def _ends(frame: FrameType) -> bool:
     """Whether a `return` event is one, and no yield."""
     import opcode
@@ -127,11 +134,19 @@ def start(folder: str, *, files: bool = False) -> None:
     """In this process and its children, from now on. files: see Tracer."""
     import opcode  # noqa: F401  # later, nothing may be imported
 
-    sys.settrace(Tracer(folder, files=files))
+    global _tracer
+    _tracer = Tracer(folder, files=files)
+    sys.settrace(_tracer)
+
+
+def again() -> None:
+    """Go on where start() began: a tracer that meets the limit of recursion is dropped by the interpreter."""
+    if _tracer:
+        sys.settrace(_tracer)
 
 
 def wrapper(folder: str) -> str:
-    """The text of an interpreter for NVOCI_TEST_PYTHON that traces entry files, and nothing else."""
+    """The text of an interpreter for NVOCI_TEST_ENTRY_PYTHON that traces entry files, and nothing else."""
     python, here = os.path.realpath("/usr/bin/python3"), os.path.abspath(__file__)
     return f"""#!/bin/bash
 if [[ ${{1-}} == -ISB && -f ${{2-}} ]]; then exec {python} -ISB {here} {folder} "${{@:2}}"; fi

@@ -54,7 +54,7 @@ def entry(folder: Path, extra: str = "", copied: bool = False) -> Path:
         (base / "lib").mkdir()
         shutil.copy(__file__, base / "lib/devicehook.py")
     path = folder / session.unique("device-hook")
-    path.write_text(_ENTRY.format(python=session.PYTHON, hooks=hooks, lib=lib, extra=extra))
+    path.write_text(_ENTRY.format(python=session.ENTRY_PYTHON, hooks=hooks, lib=lib, extra=extra))
     path.chmod(0o755)
     return path
 

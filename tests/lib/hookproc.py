@@ -35,7 +35,7 @@ def entry(function: str = "cdi_hook", module: str = "nvoci.hook.main", name: str
 def command(args: Sequence[str | Path], program: Path | None = None, prefix: Sequence[str] = ()) -> list[str]:
     """[prefix] python -ISB ENTRY ARGS; in a compat run the filter comes between prefix and interpreter."""
     wrapper = compat.prefix() if os.environ.get(COMPAT_SWITCH) else []
-    return [*prefix, *wrapper, session.PYTHON, "-ISB", str(program or entry()), *map(str, args)]
+    return [*prefix, *wrapper, session.ENTRY_PYTHON, "-ISB", str(program or entry()), *map(str, args)]
 
 
 def hook_entry(

@@ -14,6 +14,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 HOOKS = CHECKOUT / "hooks"
 LIB = Path(__file__).resolve().parent
 PYTHON = os.environ.get("NVOCI_TEST_PYTHON") or os.path.realpath("/usr/bin/python3")
+ENTRY_PYTHON = os.environ.get("NVOCI_TEST_ENTRY_PYTHON") or PYTHON
+"""What runs entry files of this checkout: see arcs.wrapper."""
 
 _numbers = itertools.count(1)
 _tmp: Path | None = None

@@ -28,7 +28,8 @@ def cli() -> Path:
     path = session.new_dir("bin") / "nvidia-container-cli"
     vendor = Path(pynvml.__file__).parent
     path.write_text(
-        f"#!{session.PYTHON} -ISB\nimport sys\nsys.path[:0] = [{str(session.HOOKS)!r}]\nsys.path += [{str(vendor)!r}]\n"
+        f"#!{session.ENTRY_PYTHON} -ISB\nimport sys\nsys.path[:0] = [{str(session.HOOKS)!r}]\n"
+        f"sys.path += [{str(vendor)!r}]\n"
         "from nvoci.prestart.cli import main\nmain()\n"
     )
     path.chmod(0o755)

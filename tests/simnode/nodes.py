@@ -25,7 +25,7 @@ def nvoci() -> Path:
     path = session.new_dir("bin") / "nvoci"
     vendor = Path(click.__file__).parent.parent
     path.write_text(
-        f"#!{session.PYTHON} -ISB\nimport sys\nsys.path[:0] = [{str(session.HOOKS)!r}, {str(vendor)!r}]\n"
+        f"#!{session.ENTRY_PYTHON} -ISB\nimport sys\nsys.path[:0] = [{str(session.HOOKS)!r}, {str(vendor)!r}]\n"
         "from nvoci.ctl.main import main\nmain()\n"
     )
     path.chmod(0o755)

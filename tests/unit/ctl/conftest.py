@@ -28,7 +28,7 @@ def bin_dir() -> Path:
     for name, (module, function) in ENTRIES.items():
         path = directory / name
         path.write_text(
-            f"#!{session.PYTHON} -ISB\nimport sys\nsys.path.insert(0, {str(session.HOOKS)!r})\n"
+            f"#!{session.ENTRY_PYTHON} -ISB\nimport sys\nsys.path.insert(0, {str(session.HOOKS)!r})\n"
             f"sys.path.insert(1, {str(vendor)!r})\nfrom {module} import {function}\n{function}()\n"
         )
         path.chmod(0o755)

@@ -42,7 +42,7 @@ def ours(place: Path, name: str = "nvidia-cdi-hook", function: str = "cdi_hook")
     """As installed."""
     path = place / name
     path.write_text(
-        f"#!{session.PYTHON} -ISB\nimport sys\nsys.path.insert(0, {str(session.HOOKS)!r})\n"
+        f"#!{session.ENTRY_PYTHON} -ISB\nimport sys\nsys.path.insert(0, {str(session.HOOKS)!r})\n"
         f"from nvoci.hook.main import {function}\n{function}()\n"
     )
     path.chmod(0o755)

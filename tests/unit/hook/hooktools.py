@@ -66,7 +66,7 @@ class Program:
         name = self.folder / session.unique("entry")
         name.write_text(
             _ENTRY.format(
-                python=session.PYTHON,
+                python=session.ENTRY_PYTHON,
                 hooks=str(session.HOOKS),
                 extra=(_FAKE if fake else "") + extra,
                 function=function,

@@ -328,3 +328,8 @@ def test_redirection_keeps_byte_order_and_extension(order: str) -> None:
 def test_redirection_of_nothing_changes_nothing() -> None:
     data = encode(ENTRIES)
     assert redirected(data, {b"/no": b"/x"}) == data
+
+
+def test_a_cache_that_ends_before_its_entries_is_not_redirected() -> None:
+    with pytest.raises(CacheError, match="more entries than the file has room for"):
+        redirected(encode(ENTRIES)[: 48 + 24], {b"/no": b"/x"})

@@ -9,6 +9,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -280,6 +281,7 @@ def test_what_is_not_in_order_is_sorted(seed: int) -> None:
     assert [order.key(e) for e in merged] == sorted(order.key(e) for e in kept)
 
 
+@pytest.mark.skipif(sys.gettrace() is not None, reason="takes longer where lines are traced")
 def test_three_new_ones_among_10_000_are_quick() -> None:
     order = Order(rank)
     kept = sorted((Entry(3, b"lib%d.so" % i, b"/0/x") for i in range(10_000)), key=Order(rank).key)

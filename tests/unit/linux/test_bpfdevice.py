@@ -172,6 +172,28 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("length", [0, 8, 80, 87, 88])
+def test_a_group_that_is_cut_off_is_not_taken_for_ours(length: int) -> None:
+    code = bpfdevice.prefix([DeviceRule("c", 1, 11), DeviceRule("c", 1, 12)])
+    assert len(code) == 88
+    assert bpfdevice.allowed_by_prefix(code[:length]) == (bpfdevice.allowed_by_prefix(code) if length == 88 else set())
+
+
+def test_a_64_bit_immediate_that_is_cut_off_is_refused() -> None:
+    with pytest.raises(ValueError, match="in the middle of a constant"):
+        bpfdevice.loadable(assemble([(MOV64_K, 0, 0, 0, 1), (0x18, 2, 0, 0, 7)]))
+
+
+def test_hidden_constants_that_are_stored_or_that_no_kernel_makes() -> None:
+    """BPF_ST becomes BPF_STX of the kernel's own register; a load by it is no form of a constant."""
+    hidden = [(0xB7, 11, 0, 0, 5), (0xA7, 11, 0, 0, 4)]
+    assert bpfdevice.loadable(assemble([*hidden, (0x7B, 10, 11, -8, 0), *END])) == assemble(
+        [(0x7A, 10, 0, -8, 1), *END]
+    )
+    with pytest.raises(ValueError, match="the kernel's own register"):
+        bpfdevice.loadable(assemble([*hidden, (LDX_W, 2, 11, 0, 0), *END]))
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_is_refused_with_its_reason(name: str) -> None:
     lines, reason = REFUSED[name]

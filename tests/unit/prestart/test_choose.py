@@ -182,3 +182,9 @@ def test_names_of_libraries() -> None:
     assert library_names(["utility", "nonsense"]) == {"libnvidia-ml", "libnvidia-cfg", "libnvidia-nscq"}
     paths = {"/a/libcuda.so.1.2": "libcuda", "libcuda.so": "libcuda", "/a.so/x": "x", "": ""}
     assert {path: stem(path) for path in paths} == paths
+
+
+def test_of_several_problems_that_of_the_node_tells_why_it_is_missing() -> None:
+    problems = [missing("/dev/nvidia1", "EPERM"), missing("/dev/nvidia0", "is c 1:3")]
+    refused = error(lambda: choose(without("/dev/nvidia0").replace(problems=problems), asked("0")))
+    assert refused.message == "mount error: stat failed: /dev/nvidia0: is c 1:3"

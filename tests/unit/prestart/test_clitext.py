@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nvoci import log
 from nvoci.discover.model import DeviceNode, Driver, Found, Gpu
 from nvoci.errors import HookError
-from nvoci.prestart import clierror, clilog, clitext
+from nvoci.hook import migcaps
+from nvoci.prestart import choose, clierror, clilog, clitext
 
 GPU = Gpu(index=0, uuid="GPU-1", minor=3, pci_bus_id="0000:0F:00.0", name="A, B", brand=2, compute_capability=(9, 0))
 DRIVER = Driver(version="550.1", cuda_version=(12, 4))
@@ -147,3 +149,25 @@ def test_a_line_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(lines) == 3 + len(wanted)
     for line, text in zip(lines[3:], wanted):
         assert re.fullmatch(text[0] + here + text[2:], line), line
+
+
+def test_a_program_that_is_in_no_file_has_no_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.search(r"^build date: \d{4}-\d\d-\d\dT\d\d:\d\d\+00:00$", clitext.version("3"), re.MULTILINE)
+    monkeypatch.setattr(clitext, "__file__", "/nowhere/clitext.py")
+    assert "build date: unknown\n" in clitext.version("3")
+
+
+@pytest.mark.parametrize("has_nodes", [True, False])
+def test_the_management_of_a_driver_without_nodes_is_directories(
+    monkeypatch: pytest.MonkeyPatch, has_nodes: bool
+) -> None:
+    monkeypatch.setattr(migcaps, "has_nodes", lambda: has_nodes)
+    monkeypatch.setattr(migcaps, "instance_minors", lambda minors: [10 * each + 1 for each in minors])
+    chosen: Any = object.__new__(choose.Chosen)
+    nodes = [node("/dev/nvidia-caps/nvidia-cap1", "mig-config")] if has_nodes else []
+    chosen.found = Found(driver=DRIVER, device_nodes=nodes)
+    top, caps = "/proc/driver/nvidia/capabilities", "/dev/nvidia-caps"
+    assert clitext._managing(chosen, "config", [GPU, GPU.replace(minor=None)]) == [
+        f"{top}/mig/config", *([f"{caps}/nvidia-cap1"] if has_nodes else []), f"{top}/gpu3", caps,
+        *([f"{caps}/nvidia-cap31"] if has_nodes else []), f"{top}/gpuNone", caps,
+    ]  # fmt: skip

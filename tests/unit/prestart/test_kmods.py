@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from errno import EEXIST
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lib import mignode
 from lib.rootfs import tree
 from unit.prestart.kmodhost import INSTANCES, Host, expected, simulated
 
-from nvoci.prestart import kmods
+from nvoci.errors import HookError
+from nvoci.prestart import kmods, makenodes
 
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root")]
 
@@ -230,3 +234,69 @@ def test_of_the_real_host_the_handles_are_its_own() -> None:
 def test_a_root_that_is_not_there_is_told(host: Host) -> None:
     assert kmods.load_on_host(f"{host.root}/nowhere") is False
     assert "nowhere: ENOENT" in host.said[0]
+
+
+# -- what a driver, or somebody beside us, may do ---------------------------------------------------------------------
+
+
+def test_a_kernel_without_setgroups_is_one(host: Host) -> None:
+    """Before Linux 3.19."""
+    (host.root / "proc/self/setgroups").unlink()
+    assert host.load() is True
+    assert host.nodes()["nvidia0"] == "c 195:0 666"
+
+
+def test_without_a_table_of_devices_no_node_is_made(host: Host) -> None:
+    (host.root / "proc/devices").unlink()
+    assert host.load() is True  # modules were loaded
+    assert (host.calls(), host.nodes()) == (["nvidia", "nvidia-uvm", "nvidia-modeset"], {"char": "dir 755"})
+    assert len([line for line in host.said if "read devices: ENOENT" in line]) == 3
+
+
+def test_where_the_loading_of_modules_is_turned_off_none_is_loaded(host: Host) -> None:
+    """What is there has its nodes."""
+    host.loaded("nvidia")
+    host.write("proc/sys/kernel/modprobe", "\n")
+    assert host.load() is True
+    found = host.nodes()
+    assert ("nvidia0" in found, "nvidia-uvm" in found, host.calls()) == (True, False, [])
+    turned_off = "not loaded, and loading modules is turned off (see /proc/sys/kernel/modprobe)"
+    assert len([line for line in host.said if turned_off in line]) == 2
+
+
+def test_a_file_where_a_directory_should_be_is_nothing(host: Host) -> None:
+    host.loaded()
+    shutil.rmtree(host.root / "proc/driver")
+    host.write("proc/driver", "text")
+    assert host.load() is True
+    assert {k: v for k, v in host.nodes().items() if not k.startswith("char")} == expected()
+
+
+def test_a_node_that_is_never_there_when_looked_at_is_given_up(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody makes and removes it all the time."""
+    host.loaded()
+    made = makenodes.devnode.make
+    tries: list[bytes] = []
+
+    def beaten(directory: int, name: bytes, *args: Any) -> Any:
+        if name == b"nvidia0":
+            tries.append(name)
+            raise FileExistsError(EEXIST, "there already", name)
+        return made(directory, name, *args)
+
+    monkeypatch.setattr(makenodes.devnode, "make", beaten)
+    host.load()
+    assert (len(tries), "nvidia0" in host.nodes(), "nvidia1" in host.nodes()) == (8, False, True)
+    assert [line for line in host.said if "make device node /dev/nvidia0: EEXIST" in line]
+
+
+def test_a_node_that_is_another_when_it_is_made_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.loaded()
+
+    def refused(dev: int, name: bytes, *args: Any) -> bool:
+        raise HookError("made another\n", "try again")
+
+    monkeypatch.setattr(kmods, "ensure", refused)
+    assert host.load() is False
+    assert any("make device node /dev/nvidia0: made another" in line for line in host.said)
+    assert all(line.isprintable() for line in host.said)

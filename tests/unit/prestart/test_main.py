@@ -27,7 +27,7 @@ CONFIG = {"ociVersion": "1.0.2", "process": {"env": ["PATH=/bin"]}, "root": {"pa
 def run(*words: str, stdin: Any = b"", prefix: tuple[str, ...] = ()) -> proc.Result:
     data = stdin if isinstance(stdin, bytes) else json.dumps(stdin).encode()
     program = hookproc.entry("main", "nvoci.prestart.main", HOOK)
-    argv = [hookproc.session.PYTHON, *(prefix or ("-ISB",)), str(program), *words]
+    argv = [hookproc.session.ENTRY_PYTHON, *(prefix or ("-ISB",)), str(program), *words]
     return proc.run(argv, stdin=data, cwd="/")
 
 

@@ -192,3 +192,20 @@ def test_in_a_root_of_its_own(tmp_path: Path) -> None:
     assert words[:2] == ["nvidia", "/"]
     assert {"sbin", "etc"} <= set(words)
     assert "vmlinuz" not in words
+
+
+def test_who_has_lost_its_parent_does_not_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the fork and the call that ends it with us."""
+    parents = iter([1, 2])
+    monkeypatch.setattr("nvoci.prestart.modprobe.posix.getppid", lambda: next(parents))
+    assert "exit status 127" in load(program(tmp_path, f"touch {tmp_path}/ran"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_at_the_deadline_it_is_killed_before_it_has_a_session_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nvoci.prestart.modprobe.posix.setsid", lambda: time.sleep(60))
+    begun = time.monotonic()
+    assert "not finished in time, and killed" in load(program(tmp_path, f"touch {tmp_path}/ran"), 0.2)
+    assert (time.monotonic() - begun < 5, (tmp_path / "ran").exists()) == (True, False)

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kernel.namespaced import make_container
 from unit.prestart.prestarttools import error
 
 from nvoci.linux import procfs
 from nvoci.prestart import overlay
+from nvoci.prestart.points import Points
 
 PARAMS = "ResmanDebugLevel: 4294967295\nModifyDeviceFiles: 1\nDeviceFileUID: 0\n"
 
@@ -130,3 +132,22 @@ def test_what_is_mounted_on_a_mount_point_does_not_count(tmp_path: Path) -> None
     (tmp_path / "a/c/point").write_text("the host's")
     assert tree().is_in(fd)
     os.close(fd)
+
+
+LABEL = "system_u:object_r:container_file_t:s0:c1,c2"
+
+
+@pytest.mark.parametrize(("kernel", "label", "wanted"), [
+    ("nodev\ttmpfs\nnodev\tselinuxfs\n\text4\n", LABEL, [(b"context", LABEL.encode())]),
+    ("nodev\ttmpfs\nnodev\tselinuxfs\n\text4\n", "", []),
+    ("nodev\ttmpfs\n\text4\n", LABEL, []),
+], ids=["SELinux", "no label", "a kernel without"])  # fmt: skip
+def test_a_tmpfs_has_the_container_s_label_where_the_kernel_has_labels(
+    proc: Path, tmp_path: Path, kernel: str, label: str, wanted: list[tuple[bytes, bytes]]
+) -> None:
+    (tmp_path / "proc/filesystems").write_text(kernel)
+    (tmp_path / "rootfs").mkdir()
+    container = make_container(tmp_path / "rootfs")
+    container.mount_label = label
+    made = overlay.Generated(Points(container, None), overlay.DRIVER, tree(), "a tree")
+    assert made._options() == [(b"mode", b"0555"), (b"size", b"1m"), *wanted]

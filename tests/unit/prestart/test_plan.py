@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
+from errno import EIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from nvoci.hook.container import OUTSIDE
 from nvoci.hook.enter import Place
 from nvoci.hook.settings import Settings
 from nvoci.linux import procfs
+from nvoci.linux.fd import Fd
 from nvoci.linux.rootfs import Rootfs
 from nvoci.prestart import plan
 from nvoci.prestart.choose import MissingNode
@@ -313,6 +316,46 @@ def test_whose_mount_points_are(node: Node) -> None:
     container = make_container(node.image, OUTSIDE)
     function(own, container)
     assert prepared.points(container).owner is None
+
+
+def test_two_mig_devices_of_one_instance_share_its_file_and_node(mig_node: Node) -> None:
+    found, second = mig_node.found, mig_node.found.gpus[1].mig_devices[1]
+    second = second.replace(gpu_instance=1, compute_instance=1)
+    devices = (found.gpus[1].mig_devices[0], second)
+    shared = found.replace(gpus=(found.gpus[0], found.gpus[1].replace(mig_devices=devices)))
+    rootfs.tree(mig_node.proc / TOP / "gpu1/mig/gi1/ci1", "file access DeviceFileMinor: 21\\n")
+    nodes = [each.replace(owner=second.uuid) if each.minor in (20, 21) else each for each in found.device_nodes]
+    nodes += [each.replace(owner=second.uuid) for each in nodes if each.minor == 10 and each.kind == "mig"]
+    said = mig_node.first("1:0", "1:1", capabilities="", found=shared.replace(device_nodes=nodes))
+    for name in ("gi1/access", "gi1/ci0/access", "gi1/ci1/access"):
+        assert len([line for line in said if line.endswith(f"/{name}")]) == 1
+    assert [line.rpartition(" ")[0].rpartition(" ")[2] for line in said if "allow c 236:" in line] == [
+        "236:10", "236:11", "236:21",
+    ]  # fmt: skip
+
+
+def test_a_library_that_cannot_be_read_is_an_error(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what it says leaves libnvidia-tls out."""
+
+    def fails(handle: int) -> str:
+        raise OSError(EIO, "sick")
+
+    before = open_files()
+    monkeypatch.setattr(plan.tls, "refusal", fails)
+    refused = error(lambda: node.prepared("0", capabilities="graphics"))
+    assert refused.message == f"read {node.root}{LIB}/libnvidia-tls.so.{VERSION}: EIO"
+    assert open_files() == before
+
+
+def test_whose_container_it_is_cannot_be_told_of_one_that_is_gone(node: Node) -> None:
+    prepared = node.prepared("0")
+    process = subprocess.Popen(["/bin/sleep", "60"])
+    handle = Fd(os.open(f"/proc/{process.pid}", os.O_RDONLY))
+    process.kill()
+    process.wait()
+    with handle:
+        refused = error(lambda: prepared.steps(None, Place(OUTSIDE, process.pid, handle)))  # type: ignore[arg-type]
+    assert refused.message.startswith(f"read state: pid {process.pid}: E")
 
 
 # --- where libraries go ----------------------------------------------------------------------------------------------
