@@ -7,6 +7,7 @@ its calls alone: `parent` from the reading of the state on, `worker` from before
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -27,6 +28,8 @@ from lib.simnode import run as simnode_run
 from security import arena as arenas
 from security.arena import Arena
 from simnode.nodes import built
+
+from nvoci.linux import bpf
 
 PARENT, WORKER = "parent", "worker"
 PROCESSES = (PARENT, WORKER)
@@ -192,6 +195,23 @@ def restrict(kind: str, cgroup: Path) -> None:
         (cgroup / "devices.allow").write_text("c 1:3 rwm")
 
 
+def rules(kind: str, cgroup: Path) -> list[object]:
+    """In force: lines of devices.list, or programs."""
+    if kind == "devices":
+        return sorted((cgroup / "devices.list").read_text().splitlines())
+    directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return [_xlated(number) for number in bpf.prog_query(directory)[0]]
+    finally:
+        os.close(directory)
+
+
+@functools.cache
+def _xlated(number: int) -> str:
+    """A program's number is never given to another one, nor its code changed."""
+    return devcgroups.xlated(number).hex()
+
+
 @dataclass
 class Site:
     """One container of a scene, and what it has."""
@@ -207,10 +227,8 @@ class Site:
                                  timeout=how.pop("timeout", 20), **how)  # fmt: skip
 
     def rules(self) -> list[object]:
-        """In force: lines of devices.list, or programs."""
-        if self.scene.kind == "devices":
-            return sorted((self.cgroup / "devices.list").read_text().splitlines())
-        return [devcgroups.xlated(number).hex() for number in devcgroups.ids(self.cgroup)]
+        """In force."""
+        return rules(self.scene.kind, self.cgroup)
 
     def view(self) -> View:
         """Now, with the image itself as it is on the host."""

@@ -1,7 +1,11 @@
-"""Published vulnerabilities of tools of this kind, by name, on real containers."""
+"""Published vulnerabilities of tools of this kind, by name, on real containers.
+
+test_cves_images.py and test_cves_programs.py have the others; those that a hook cannot have are in `NOT_OURS`.
+"""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import re
@@ -135,3 +139,48 @@ def test_cve_2024_0135_ldconfig_runs_from_a_sealed_copy(arena: Arena, stage: str
     assert len(started) == 1, calls
     assert not re.search(r'execve\("[^"]*ldconfig', calls)
     assert hashlib.sha256(host.read_bytes()).hexdigest() == before
+
+
+# -- all of them ------------------------------------------------------------------------------------------------------
+
+OURS = """
+2016-9962 2017-1002101 2018-15664 2019-5736 2019-14271 2019-16884 2019-18837 2019-19921 2020-2026 2021-1056 2021-25741
+2021-30465 2022-0811 2022-23648 2022-29162 2023-27561 2023-28642 2024-0132 2024-0133 2024-0134 2024-0135 2024-0136
+2024-0137 2024-1753 2024-5154 2024-9341 2024-21626 2024-45310 2025-0750 2025-4437 2025-9566 2025-23266 2025-23267
+2025-23359 2025-24965 2025-31133 2025-52565 2025-52881 2026-24260 2026-41579 2026-47766
+""".split()
+# Of the same published lists: why no case of a hook's can be made of it.
+NOT_OURS = {
+    "2022-27650": "crun: inheritable capabilities of the container's own process, which a hook does not start",
+    "2023-25809": "runc: a writable cgroup hierarchy in rootless containers; no hook mounts one or leaves one behind",
+    "2024-3154": "CRI-O: an annotation becomes a systemd property; hooks read no annotation but to log it",
+    "2024-9407": "buildah: the propagation option of a bind in a build file; mounts here have fixed propagation",
+    "2024-9675": "buildah: a cache mount named in a build file; nothing here is named by a build",
+    "2024-9676": "containers/storage: a link at /etc/passwd in automatic user namespaces; as 2025-4437 here",
+    "2024-11218": "buildah: parallel builds exchange a bind source; sources here are the host's: row B4",
+    "2024-12747": "rsync: a race of links in a copy of host directories; nothing is copied",
+    "2026-29518": "rsync: as 2024-12747",
+    "2026-30892": "crun: a user given as text; hooks change to no user of the container",
+    "2026-33711": "incus: paths of images on the host, the class of 2025-9566, in its own daemon",
+    "2026-33897": "incus: as 2026-33711",
+    "2026-33945": "incus: as 2026-33711",
+    "2026-39860": "nix: build output moved through a link, by its own daemon",
+    "2026-48749": "incus: as 2026-33711",
+    "2026-48750": "incus: as 2026-33711",
+    "2026-48752": "incus: as 2026-33711",
+    "2026-48769": "incus: as 2026-33711",
+    "2026-55686": "podman: joined paths, the class of 2025-9566, in its own copy command",
+}
+
+
+def test_every_published_one_has_a_test_of_its_name_or_a_reason() -> None:
+    functions = {
+        node.name
+        for path in Path(__file__).parent.glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
+    names = [f"test_cve_{cve.replace('-', '_')}_" for cve in OURS]
+    assert [name for name in names if not any(function.startswith(name) for function in functions)] == []
+    assert not {*OURS} & {*NOT_OURS}
+    assert all(NOT_OURS.values())

@@ -21,6 +21,7 @@ from lib.flipper import Flipper
 from lib.oracle import Oracle
 from security import racing
 from security.arena import Arena
+from security.test_races import rounds
 
 from nvoci.hook.container import Container
 from nvoci.hook.operation import Operation, Transaction
@@ -55,6 +56,11 @@ def directory(points: Points, path: bytes) -> Bind:
 MAKE: dict[str, Make] = {"generated": generated, "file": bound, "directory": directory}
 
 
+def count(kernel: Kernel, long: bool) -> int:
+    """Of the rounds of one race."""
+    return rounds("new" if kernel is NEW else "compat", long=long)
+
+
 def in_root(root: Path, kernel: Kernel, body: Callable[[Container], Any]) -> Any:
     """body(container) in a mount namespace of its own, on that kernel."""
 
@@ -64,7 +70,7 @@ def in_root(root: Path, kernel: Kernel, body: Callable[[Container], Any]) -> Any
         procfs._handle = -1
         return body(namespaced.make_container(root, "outside"))
 
-    return namespaced.isolated(start, limit=200)
+    return namespaced.isolated(start, limit=1500)
 
 
 @pytest.mark.parametrize("there", ["a directory", "another tree of ours", "nothing"])
@@ -120,7 +126,7 @@ def test_b3_what_is_mounted_while_a_directory_above_flips_is_in_the_root(
     rootfs.tree(arena.root, f"dir flip\ndir {str(arena.canary)[1:]}\nsymlink other {arena.canary}")
 
     def body(_: Container) -> tuple[int, int, list[str]]:
-        return racing.race(arena.root, 3000 if long else 150, attempts(arena, MAKE[what], b"/flip/n%d/thing"))
+        return racing.race(arena.root, count(kernel, long), attempts(arena, MAKE[what], b"/flip/n%d/thing"))
 
     with Oracle(arena.canary) as oracle:
         with Flipper(arena.root / "flip", arena.root / "other") as flipper:
@@ -141,7 +147,7 @@ def test_b3_a_mount_point_that_flips_itself_is_mounted_on_or_refused(
     rootfs.tree(arena.root, "\n".join(["dir srv", kind.format("srv/thing"), kind.format("srv/twin")]))
 
     def body(_: Container) -> tuple[int, int, list[str]]:
-        return racing.race(arena.root, 1500 if long else 100, attempts(arena, MAKE[what], b"/srv/thing"))
+        return racing.race(arena.root, count(kernel, long), attempts(arena, MAKE[what], b"/srv/thing"))
 
     with Oracle(arena.canary) as oracle:
         with Flipper(arena.root / "srv/thing", arena.root / "srv/twin") as flipper:
@@ -174,7 +180,7 @@ def test_cve_2025_23359_a_compatibility_library_that_flips_is_the_image_s(
         found, tries, bad = 0, 0, []
         deadline = time.monotonic() + 20
         theirs = {(st.st_dev, st.st_ino) for st in map(os.stat, arena.canary.rglob(name))}
-        while tries < (20_000 if long else 500) or (not found and time.monotonic() < deadline):
+        while tries < count(kernel, long) or (not found and time.monotonic() < deadline):
             tries += 1
             for source in compatlibs.sources(container.rootfs, b"/" + compat.encode(), frozenset({"compute"}), "550.1"):
                 found += 1

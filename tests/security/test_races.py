@@ -127,7 +127,7 @@ def mount_race(arena: Arena, kernel: namespaced.Kernel, count: int) -> tuple[int
 
     # The mounts hide the names from nobody but this process: the flipper goes on in the namespace outside.
     with Flipper(folder / "params", folder / "other") as flipper:
-        answer: tuple[int, int, list[str]] = namespaced.isolated(body, limit=120)
+        answer: tuple[int, int, list[str]] = namespaced.isolated(body, limit=1500)
     assert flipper.rounds > 50, "there was no race"
     return answer
 
@@ -188,7 +188,7 @@ def test_b5_a_file_that_becomes_a_fifo_is_never_opened(arena: Arena, profile: st
         return read, refused
 
     with Flipper(arena.root / "etc/x", arena.root / "etc/y"):
-        read, refused = namespaced.isolated(body, limit=60)
+        read, refused = namespaced.isolated(body, limit=600)
     assert read > 0
     assert refused > 0
 

@@ -1,4 +1,4 @@
-"""Rows G2, G4, G6 and H2: what the state on stdin says, and whom it names."""
+"""Rows G2, G4, G6, G7 and H2: what the state on stdin says, and whom it names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from lib import driver, proc, rootfs, session
-from lib.hookproc import run_hook
+from lib.hookproc import FakeContainer, entry, run_hook
 from lib.oracle import Oracle
 from security.arena import LIBDIR, NAIVE, NAIVE_LIMIT, Arena, attempt, escapes
 
@@ -249,3 +249,56 @@ def test_h2_a_pid_that_was_reused_is_found_out(arena: Arena, profile: str, kind:
 @pytest.mark.usefixtures("host_params")
 def test_naive_h2_a_pid_that_was_reused_is_entered(arena: Arena, kind: str) -> None:
     assert escapes(reused(arena, kind, MOUNT, naive=True))
+
+
+# -- G7 -------------------------------------------------------------------------------------------------------------
+
+CONFIGS: dict[str, tuple[str, str]] = {
+    "missing": ("rm config.json", "ENOENT"),
+    "FIFO": ("rm config.json; mkfifo config.json", "not a regular file"),
+    "directory": ("rm config.json; mkdir config.json", "not a regular file"),
+    "endless-device": ("ln -sf /dev/zero config.json", "not a regular file"),
+    "link-to-itself": ("rm config.json; ln -s config.json config.json", "ELOOP"),
+    "link-to-a-file-of-another-kind": ("ln -sf /etc/passwd config.json", "not valid JSON"),
+    "1-GiB": ("truncate -s 1G config.json", "EFBIG"),
+    "another-s": ("chown 1000 config.json", "owned by uid 1000"),
+    "writable-by-others": ("chmod 646 config.json", "mode 0646: others can write it"),
+    "empty": (": >config.json", "not valid JSON"),
+    "a-list": ("echo '[]' >config.json", "not a JSON object"),
+    "root-twice": ("""echo '{"root": {"path": "/a"}, "root": {"path": "/b"}}' >config.json""", "`root` is given twice"),
+}
+
+
+@pytest.mark.parametrize("who", ["hook", "prestart"])
+@pytest.mark.parametrize("case", CONFIGS)
+def test_g7_config_json_is_refused_by_both_programs(arena: Arena, case: str, who: str) -> None:
+    """runc says no root, so it is needed by the one; the other always reads it."""
+    script, words = CONFIGS[case]
+    how: dict[str, Any] = {"words": LINK}
+    if who == "prestart":
+        program = entry("main", "nvoci.prestart.main", "nvidia-container-runtime-hook")
+        how = {"words": ["prestart"], "program": program}
+
+    def damage(c: FakeContainer) -> None:
+        (c.bundle / "config.json").chmod(0o644)
+        subprocess.run(["sh", "-ec", script], cwd=c.bundle, check=True)
+
+    parts = ["read config ", "/config.json: ", words]
+    found = attempt(
+        arena, how.pop("words"), ok=False, during=damage, parts=parts, max_wall=3.0, max_rss=64 << 10, **how
+    )
+    assert found == []
+
+
+@pytest.mark.parametrize("who", ["nobody", "root-of-another-user-namespace"])
+def test_g7_a_config_json_that_cannot_be_read_is_named(arena: Arena, who: str) -> None:
+    """As with a user namespace that does not map its owner; the hook is host uid 1000, with no capability there."""
+    wrapper = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all"]
+    wrapper += [] if who == "nobody" else ["unshare", "--user", "--map-root-user"]
+
+    def hide(c: FakeContainer) -> None:
+        (c.bundle / "config.json").chmod(0o600)
+
+    state = {"pid": None}
+    found = attempt(arena, LINK, ok=False, during=hide, parts=["/config.json: EACCES"], prefix=wrapper, change=state)
+    assert found == []

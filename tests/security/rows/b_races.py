@@ -24,6 +24,7 @@ ROWS: dict[str, Row] = {
     "B2": Row(
         "a parent flips while directories are made: none outside",
         (
+            "security/test_attacks_races.py::test_a_directory_put_in_the_place_of_a_new_one_keeps_its_mode",
             f"{_R}test_a_flipping_parent_never_leads_out_of_the_root",
             f"{_R}test_naive_a_flipping_parent_leads_out",
             "security/test_cves_images.py::test_cve_2024_45310_directories_made_in_a_volume_that_flips",
@@ -81,7 +82,10 @@ ROWS: dict[str, Row] = {
     ),
     "B9": Row(
         "a neighbour removes our temporaries, or their directory, all the time: success or an error, soon",
-        (f"{_FILES}test_b9_b10_a_neighbour_at_our_temporaries",),
+        (
+            "security/test_attacks_staging.py::test_another_user_s_directory_is_not_used",
+            f"{_FILES}test_b9_b10_a_neighbour_at_our_temporaries",
+        ),
     ),
     "B10": Row(
         "a neighbour puts a hard link to another file in the place of our temporary: that file is not changed",

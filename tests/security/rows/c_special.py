@@ -111,14 +111,15 @@ ROWS: dict[str, Row] = {
         "a FUSE server that never answers at a directory of the image: the hook ends within its "
         "limit, and who is stuck in the kernel holds no pipe of the runtime's",
         (
+            "security/test_attacks_time.py::test_a_daemon_that_never_answers_holds_no_hook_inside",
+            "security/test_attacks_time.py::test_naive_without_a_process_of_its_own_for_the_work_it_hangs",
             "security/test_special_files_kept.py::test_c12_a_server_that_never_answers_does_not_hold_the_runtime",
             "unit/hook/test_worker.py::test_a_worker_stuck_in_the_kernel_is_left_behind",
             "kernel/test_early_deadline.py::test_a_bundle_on_a_file_system_that_does_not_answer",
         ),
-        open="createContainer where the server has taken the request and never answers it: the hook is one "
-        "process, and the kernel lets not even SIGKILL through",
-        risk="such a container's start waits until the server or the runtime gives up; createRuntime, "
-        "where a worker enters, does not wait",
+        open="createContainer in a pid namespace of the container's own, where the server has taken the request and "
+        "never answers: the hook ends, and runc and crun wait for its worker, which not even SIGKILL ends",
+        risk="such a container's start waits until the server answers or its mount goes; at createRuntime it does not",
     ),
     "C13": Row(
         "an automount trigger: not asked where it stands for a file; an error in time where it must be passed",

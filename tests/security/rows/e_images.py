@@ -22,6 +22,7 @@ ROWS: dict[str, Row] = {
     "E3": Row(
         "musl: its path file gets the folders once, the image's own entries stay and come first",
         (
+            "security/test_attacks_volumes_read.py::test_what_root_alone_can_read_is_not_copied_for_all",
             "security/test_images.py::test_an_image_of_this_shape_starts",
             "kernel/test_musl_path.py::test_a_second_run_changes_nothing",
             "kernel/test_musl_path.py::test_the_folder_of_an_earlier_driver_is_forgotten_and_the_images_entries_stay",

@@ -23,6 +23,8 @@ ROWS: dict[str, Row] = {
     "F3": Row(
         "includes 10,000 deep, bombs of globs and classes: one error that names the limit",
         (
+            "security/test_attacks_time.py::test_six_kilobytes_of_configuration_are_not_worth_half_a_minute",
+            "security/test_attacks_time.py::test_the_processor_s_time_has_a_limit",
             "security/test_parsers_files.py::test_f3_f4_an_odd_ld_so_conf_is_passed_over_or_one_error",
             "fuzz/test_conf_cases.py::test_it_ends_soon_with_what_is_there_or_one_named_limit",
             "fuzz/test_conf_cases.py::test_it_takes_no_more_memory_than_one_file_and_its_lines",

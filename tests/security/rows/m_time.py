@@ -58,7 +58,7 @@ ROWS: dict[str, Row] = {
             "e2e/test_bench.py::test_what_the_hooks_of_a_container_add_is_set_in_relation",
             "e2e/test_bench.py::test_every_case_is_measured_at_its_stages",
         ),
-        open="no test judges the slowest percentile: on a busy machine it is the others'; `scripts/bench` "
+        open="no test judges the slowest percentile, which on a busy machine is the others'; N1, `scripts/bench` "
         "and docs/costs.md have the figures",
         risk="a rare slow start is seen only by who measures",
     ),

@@ -65,7 +65,8 @@ ROWS = {
     ),
     "O9": Row(
         "files of the hooks that others can change or exchange: not run",
-        (f"{INSTALLED}test_o9_what_others_can_change_is_not_run",
+        ("security/test_attacks_races.py::test_no_directory_that_a_hook_loads_from_may_be_anybody_s",
+         f"{INSTALLED}test_o9_what_others_can_change_is_not_run",
          f"{INSTALLED}test_o9_nor_what_lies_behind_a_link_where_others_can_exchange_it",
          f"{INSTALLED}test_o9_as_it_is_it_runs",
          "install/test_hot.py::test_a_bundle_that_others_can_write_is_refused",
