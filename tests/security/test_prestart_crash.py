@@ -1,27 +1,36 @@
-"""Rows L1 and L7 for the prestart hook: killed, or lied to by the kernel, at each of its system calls.
+"""Rows L1 to L3 and L7 for the prestart hook and `nvidia-container-cli configure`: killed, or lied to by the kernel, at
+each system call of their two processes, on a simulated node.
 
-Each of its two processes is traced alone, from the reading of the state on. After a kill a rerun gives the view of the
-container that an undisturbed run gives. After an error the hook has succeeded, with that view, or it says one line and
-mounts, files and device rules are as they were. A normal run takes some uses of each call, `--long` takes all.
+As in test_crash.py; what must be as in an undisturbed run, or as it was, are mounts, files and device rules. A normal
+run takes every call of a small request with a device list (cgroup v1), and on cgroup v2 what the parent does from its
+first program on, which is all that differs; `--long` takes every call of a large one.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
-from lib import hookproc, strace
+from lib import callpoints, compat, strace
+from lib.callpoints import Point
 from lib.oracle import Oracle, changes, snapshot
 from security import prestartscene
-from security.prestartscene import PARENT, PROCESSES, WORKER, Point, Scene, View, on_node, sampled
+from security.crashing import Scene, Tally, killed, lied_to, lies
+from security.crashprestart import CLI, PRESTART, PrestartScene
+from security.prestartscene import PARENT, View, on_node
 
-ERRORS = ("EIO", "ENOSPC", "EPERM", "ENOMEM", "EMFILE", "EINTR")
-# With arguments like the hook's these do not fail on Linux.
-SURE = ("close", "pselect6", "rt_sigaction", "rt_sigprocmask", "setitimer", "wait4")
-CHANGING = ("bpf", "mount", "umount2", "move_mount", "mount_setattr", "mkdirat", "symlinkat", "renameat2", "unlinkat",
-            "linkat", "write", "fsmount", "fchmod", "setns", "clone")  # fmt: skip
-LATER = "the next run removes it"
+Report = Callable[[str, object], None]
+LARGE = "compute,utility,graphics"
+# program, device cgroup, kernel -> a normal run takes one of so many points
+CASES = {(PRESTART, "devices", "new"): 1, (PRESTART, "unified", "new"): 1, (PRESTART, "devices", "old"): 25,
+         (CLI, "devices", "new"): 4, (CLI, "unified", "new"): 12}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _able() -> None:
+    why = callpoints.missing()
+    if why:
+        pytest.skip(why)
 
 
 def attached(words: Sequence[str]) -> list[str]:
@@ -29,130 +38,63 @@ def attached(words: Sequence[str]) -> list[str]:
     return [word for word in words if word != "-f"]
 
 
-def killed(
-    scene: Scene, wanted: View, who: str, points: Sequence[Point], *, covered: bool = False
-) -> tuple[int, list[str]]:
-    """(kills, violations). wanted: of an undisturbed run. covered: see `View.differences`."""
-    kills, bad = 0, []
-    for call, n in points:
-        with scene.container() as site:
-            result = site.hook(attached(strace.inject_kill(call, n)), who)
-            kills += result.rc != 0
-            found = [f"survivor {s}" for s in result.survivors]
-            again = site.hook()
-            if again.rc or ("level=error" in again.stderr):
-                found.append(f"the rerun said {again.rc} {again.stderr!r}")
-            found += wanted.differences(site.view(), covered=covered)
-        bad += [f"{who} {call} {n}: {v}" for v in found]
-    return kills, bad + prestartscene.left_in()
-
-
-def lied_to(scene: Scene, wanted: View, who: str, points: Sequence[Point]) -> tuple[int, list[str]]:
-    """(failures, violations), with one error for each point, in rotation."""
-    failures, bad = 0, []
-    for number, (call, n) in enumerate(points):
-        error = ERRORS[number % len(ERRORS)]
-        with scene.container() as site, Oracle(scene.arena.canary, max_wall=15) as oracle:
-            before, files = site.view(), snapshot(scene.arena.root)
-            result = site.hook(attached(strace.inject_error(call, error, str(n))), who)
-            found = oracle.check(result, lines=None)
-            after = site.view()
-            if result.rc == 0:
-                if LATER in result.stderr:
-                    assert site.hook().rc == 0
-                    after = site.view()
-                found += [f"success, but {v}" for v in wanted.differences(after)]
-            else:
-                failures += 1
-                found += _refused(result.rc, result.stderr) + before.differences(after)
-                found += [v for v in changes(files, snapshot(scene.arena.root)) if "changed mtime" not in v]
-        bad += [f"{who} {call} {n} {error}: {v}; {result.stderr.strip()}" for v in found]
-    return failures, bad + prestartscene.left_in()
-
-
-def _refused(code: int, stderr: str) -> list[str]:
-    said = [line for line in stderr.splitlines() if "level=error" in line]
-    one = len(said) == 1 and code == 1 and "Traceback" not in stderr and "internal error" not in stderr
-    return [] if one else [f"{code} said {stderr!r}"]
-
-
-def scene(kind: str, who: str, *, naive: bool = False) -> tuple[Scene, View, list[Point]]:
-    """On the node: with what an undisturbed run gives, and all calls that the process makes."""
-    found = Scene(kind, naive=naive)
-    wanted = prestartscene.ready(found)
-    with found.container() as site:
-        return found, wanted, site.points(who)
-
-
-# kind of cgroup, process, kernel -> how many uses of each call: of those that change something, of all others
-KILLED = {
-    ("devices", PARENT, "new"): (2, 0),
-    ("devices", WORKER, "new"): (2, 1),
-    ("unified", PARENT, "new"): (2, 0),
-    ("devices", WORKER, "compat"): (2, 0),
-}
-LIED_TO = {
-    ("devices", PARENT, "new"): (2, 1),
-    ("devices", WORKER, "new"): (2, 1),
-    ("unified", PARENT, "new"): (3, 0),
-    ("devices", WORKER, "compat"): (1, 0),
-}
-
-
-def chosen(points: Sequence[Point], counts: tuple[int, int], *, long: bool) -> list[Point]:
+def chosen(it: Scene, case: tuple[str, str, str], *, long: bool, shift: int) -> list[Point]:
+    points = it.once.points()
     if long:
-        return list(points)
-    changing = [point for point in points if point[0] in CHANGING]
-    others = [point for point in points if point[0] not in CHANGING]
-    return [*sampled(changing, counts[0]), *(sampled(others, counts[1]) if counts[1] else [])]
+        return points
+    if case == (PRESTART, "unified", "new"):
+        first = next(p for p in points if it.once.name(p) == "bpf")
+        points = [p for p in points if p[0] == first[0] and p[1] >= first[1]]
+    return points[shift % CASES[case] :: CASES[case]]
 
 
-def compat(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kernel == "compat":
-        monkeypatch.setenv(hookproc.COMPAT_SWITCH, "1")
-    elif hookproc.COMPAT_SWITCH in os.environ:
-        pytest.skip("--compat: the newer calls are taken away")
+def tried(
+    case: tuple[str, str, str], judge: Callable[[Scene, list[Point]], Tally], *, long: bool, shift: int
+) -> tuple[Tally, list[str]]:
+    """And what was left in the directory of the inventory."""
+    program, kind, kernel = case
+
+    def body() -> tuple[Tally, list[str]]:
+        it = PrestartScene(kind=kind, program=program, capabilities=LARGE if long else "utility")
+        if kernel == "old":
+            it.zygote["blocked"] = compat.NEW_CALLS
+            it.covered = True
+        with it:
+            return judge(it, chosen(it, case, long=long, shift=shift)), prestartscene.left_in()
+
+    found: tuple[Tally, list[str]] = on_node(body, limit=10_000 if long else 300)
+    return found
 
 
-@pytest.mark.parametrize(("kind", "who", "kernel"), KILLED)
-def test_l1_a_rerun_after_a_kill_completes_it(
-    kind: str, who: str, kernel: str, long: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def judge(tally: Tally, left: list[str], report: Report) -> None:
+    for name, value in tally.properties().items():
+        report(name, value)
+    assert tally.bad + left == []
+    assert tally.reached > tally.points * 0.8 > 15
+    assert tally.changed > 0 < tally.failures
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_l1_a_rerun_after_a_kill_completes_it(case: tuple[str, str, str], long: bool, record_property: Report) -> None:
     """Before Linux 5.12 a mount gets its flags a moment later: what a kill leaves in between, a rerun covers."""
-    compat(kernel, monkeypatch)
-
-    def body() -> tuple[int, int, list[str]]:
-        it, wanted, points = scene(kind, who)
-        taken = chosen(points, KILLED[kind, who, kernel], long=long)
-        return len(taken), *killed(it, wanted, who, taken, covered=kernel == "compat")
-
-    points, kills, bad = on_node(body, limit=6000 if long else 300)
-    assert bad == []
-    assert kills > points // 2 > 2
+    judge(*tried(case, lambda it, points: killed(it, points, always=long), long=long, shift=1), record_property)
 
 
-@pytest.mark.parametrize(("kind", "who", "kernel"), LIED_TO)
+@pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_l7_an_error_at_any_call_is_one_line_and_leaves_nothing(
-    kind: str, who: str, kernel: str, long: bool, monkeypatch: pytest.MonkeyPatch
+    case: tuple[str, str, str], long: bool, record_property: Report
 ) -> None:
-    compat(kernel, monkeypatch)
+    def lie(it: Scene, points: list[Point]) -> Tally:
+        return lied_to(it, lies(it, points, every=long))
 
-    def body() -> tuple[int, int, list[str]]:
-        it, wanted, points = scene(kind, who)
-        able = [point for point in points if point[0] not in SURE]
-        taken = chosen(able, LIED_TO[kind, who, kernel], long=long)
-        return len(taken), *lied_to(it, wanted, who, taken)
-
-    points, failures, bad = on_node(body, limit=6000 if long else 300)
-    assert bad == []
-    assert failures > 0 < points
+    judge(*tried(case, lie, long=long, shift=3), record_property)
 
 
 def test_the_two_processes_make_the_calls_that_count() -> None:
-    """Of each, strace sees its own alone."""
-
     def body() -> list[set[str]]:
-        return [{call for call, _ in scene("unified", who)[2]} for who in PROCESSES]
+        with PrestartScene(kind="unified", capabilities=LARGE) as it:
+            calls = it.once.calls
+            return [{it.once.name((role, n + 1)) for n in range(len(made))} for role, made in enumerate(calls)]
 
     parent, worker = on_node(body)
     assert parent >= {"bpf", "open_tree", "mount_setattr", "clone"}
@@ -161,20 +103,38 @@ def test_the_two_processes_make_the_calls_that_count() -> None:
     assert not worker & {"bpf", "clone"}
 
 
+# -- the naive one, in an interpreter of its own -------------------------------------------------------------------
+
+
+def naive() -> tuple[prestartscene.Scene, View, list[tuple[str, int]]]:
+    """On the node: with what an undisturbed run gives, and all calls that the parent makes."""
+    found = prestartscene.Scene("devices", naive=True)
+    wanted = prestartscene.ready(found)
+    with found.container() as site:
+        return found, wanted, site.points(PARENT)
+
+
 def test_naive_l1_a_rerun_mounts_it_twice() -> None:
     def body() -> list[str]:
-        it, wanted, points = scene("devices", PARENT, naive=True)
-        made = [point for point in points if point[0] in ("clone", "clone3", "vfork")]
-        return killed(it, wanted, PARENT, made[-1:])[1]
+        it, wanted, points = naive()
+        call, n = [point for point in points if point[0] in ("clone", "clone3", "vfork")][-1]
+        with it.container() as site:
+            site.hook(attached(strace.inject_kill(call, n)), PARENT)
+            site.hook()
+            return wanted.differences(site.view())
 
     assert any("instead of x1" in found for found in on_node(body))
 
 
 def test_naive_l7_an_error_leaves_half_of_it() -> None:
     def body() -> list[str]:
-        it, wanted, points = scene("devices", PARENT, naive=True)
-        made = [point for point in points if point[0] == "pipe2"]
-        return lied_to(it, wanted, PARENT, made[-1:])[1]
+        it, _, points = naive()
+        call, n = [point for point in points if point[0] == "pipe2"][-1]
+        with it.container() as site, Oracle(it.arena.canary, max_wall=15):
+            before, files = site.view(), snapshot(it.arena.root)
+            result = site.hook(attached(strace.inject_error(call, "EIO", str(n))), PARENT)
+            assert result.rc
+            return before.differences(site.view()) + changes(files, snapshot(it.arena.root))
 
     found = on_node(body)
     assert any("rules" in one for one in found)
