@@ -22,6 +22,10 @@ RARE = (
     {"profile": "compat", "stage": "outside"},
     {"profile": "compat", "row": "A2"},
     {"profile": "compat", "where": "inside"},
+    *({"profile": "compat", "link": link} for link in ("thread-self-root", "self-task-cwd", "self-fd", "dev-fd")),
+    *({"profile": "compat", "kind": kind} for kind in ("C3-null", "C4-block", "C4-socket")),
+    {"engine": "ldconfig", "text": "/proc/self/root{canary}"},
+    {"engine": "ldconfig", "text": "{canary}", "runtime": "crun"},
 )
 
 

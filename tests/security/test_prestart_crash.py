@@ -23,7 +23,7 @@ Report = Callable[[str, object], None]
 LARGE = "compute,utility,graphics"
 # program, device cgroup, kernel -> a normal run takes one of so many points
 CASES = {(PRESTART, "devices", "new"): 1, (PRESTART, "unified", "new"): 1, (PRESTART, "devices", "old"): 25,
-         (CLI, "devices", "new"): 4, (CLI, "unified", "new"): 12}  # fmt: skip
+         (CLI, "devices", "new"): 12, (CLI, "unified", "new"): 30}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
