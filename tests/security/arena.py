@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from lib import driver, elfmaker, hookproc, jail, proc, rootfs
 from lib.hookproc import FakeContainer
 from lib.oracle import Oracle
@@ -25,6 +26,16 @@ ENGINES = ("builtin", "ldconfig")
 FOLDER = "/opt/nvidia/lib"
 LDCACHE: Mapping[str, list[str]] = {e: ["update-ldcache", "--engine", e, "--folder", FOLDER] for e in ENGINES}
 GPU_NODE = 'mknod -m 666 "$R/dev/nvidia0" c 195 0\n'
+
+PLACES = ("new-outside", "new-inside", "old-outside", "old-inside")
+"""A kernel and a stage, for the fixture `place`."""
+
+
+def at_places(normal: str) -> pytest.MarkDecorator:
+    """`place` is each of PLACES; a normal run takes the one named."""
+    params = [pytest.param(p, marks=[] if p == normal else pytest.mark.long) for p in PLACES]
+    return pytest.mark.parametrize("place", params, indirect=True)
+
 
 # Small, so that hundreds of it can be made; complete enough for every hook.
 TREE = f"""

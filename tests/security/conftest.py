@@ -79,3 +79,12 @@ def runtime(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def long(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The stage; on an old kernel without the newer calls. See `arena.at_places`."""
+    kernel, _, stage = str(request.param).partition("-")
+    if kernel == "old":
+        monkeypatch.setenv(hookproc.COMPAT_SWITCH, "1")
+    return stage

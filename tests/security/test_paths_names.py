@@ -12,26 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from lib import elfmaker, hookproc, jail, rootfs, session
+from lib import elfmaker, jail, rootfs, session
 from lib.hookproc import FakeContainer, run_hook
-from security.arena import COMPAT, LDCACHE, LIBDIR, STAGES, Arena, attempt
+from security.arena import COMPAT, LDCACHE, LIBDIR, STAGES, Arena, at_places, attempt
 from security.test_paths import CACHE_FILES, COMPAT_ARGS
 
 LONG = pytest.mark.long
 
-PLACES = ("new-outside", "new-inside", "old-outside", "old-inside")
-PLACE = pytest.mark.parametrize(
-    "place", [pytest.param(p, marks=LONG) if p != PLACES[0] else p for p in PLACES], indirect=True
-)
-
-
-@pytest.fixture
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The stage; on an old kernel without the newer calls. A normal run takes one, `--long` all."""
-    kernel, _, stage = str(request.param).partition("-")
-    if kernel == "old":
-        monkeypatch.setenv(hookproc.COMPAT_SWITCH, "1")
-    return stage
+PLACE = at_places("new-outside")
 
 
 # -- A11 --------------------------------------------------------------------------------------------------------------

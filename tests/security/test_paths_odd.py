@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lib import driver, hookproc, mignode, rootfs, session
-from security.arena import COMPAT, ENGINES, GPU_NODE, LDCACHE, LIBDIR, PROFILE, Arena, attempt
+from lib import driver, mignode, rootfs, session
+from security.arena import COMPAT, ENGINES, GPU_NODE, LDCACHE, LIBDIR, PROFILE, Arena, at_places, attempt
 from security.test_inject import TARGET, words
 from security.test_mig import BARE, go
 from security.test_paths import CACHE_FILES, CHMOD, COMPAT_ARGS, LINK, PLANS, Plan, engines
@@ -32,19 +32,7 @@ def stage_of(profile: str, other: bool) -> str:
     return "outside" if (profile == "new") != other else "inside"
 
 
-PLACES = ("new-outside", "new-inside", "old-outside", "old-inside")
-PLACE = pytest.mark.parametrize(
-    "place", [pytest.param(p, marks=LONG) if p != PLACES[3] else p for p in PLACES], indirect=True
-)
-
-
-@pytest.fixture
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The stage; on an old kernel without the newer calls. A normal run takes one, `--long` all."""
-    kernel, _, stage = str(request.param).partition("-")
-    if kernel == "old":
-        monkeypatch.setenv(hookproc.COMPAT_SWITCH, "1")
-    return stage
+PLACE = at_places("old-inside")
 
 
 @pytest.fixture(scope="module")
