@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kernel import namespaced
 from lib.flipper import Flipper
+from lib.mignode import MigNode
 
 from nvoci.errors import HookError
-from nvoci.hook import main
+from nvoci.hook import main, migcaps, migmounts
 from nvoci.hook.operation import Transaction
 from nvoci.hook.settings import Settings
 from nvoci.linux import rootfs as in_root
@@ -106,3 +107,22 @@ def until(rounds: int, once: Callable[[], object], flipper: Flipper | None = Non
     finally:
         in_root.lookup = real
     return found
+
+
+def capability(root: Path, node: MigNode, file: str) -> Attempt:
+    """To mount a MIG capability's access file, "proc/...", and its node in `root`."""
+
+    @contextmanager
+    def once(_: int) -> Iterator[Callable[[], object]]:
+        container = namespaced.make_container(root, "outside")
+        with migcaps.Host(str(node.root)) as host:
+            taken = host.capability(file.removeprefix("proc/").encode())
+        transaction = Transaction()
+        yield lambda: [transaction.perform("race", each) for each in migmounts.capability(container, taken)]
+        transaction.undo()
+        taken.file.close()
+        if taken.node is not None:
+            taken.node.tree.close()
+        container.rootfs.close()
+
+    return once

@@ -17,7 +17,7 @@ import pytest
 from lib import hookproc, rootfs
 from lib.flipper import Flipper
 from lib.oracle import Oracle
-from lib.runtimes import Runtime, make_bundle
+from lib.runtimes import Runtime, make_bundle, shell_hook
 from security import test_inject
 from security.arena import LIBDIR, NAIVE, PROFILE, Arena, attempt, escapes, settled
 from security.test_cves import COMPAT_ARGS, GPU
@@ -98,8 +98,10 @@ def container(arena: Arena, name: str, runtime: str, stage: str, *, naive: bool 
     case, words = prepared(arena, name)
     program = None if not naive else NAIVE_INJECT if case.kind else NAIVE
     entry = hookproc.hook_entry(words, program=program, timeout=20)
-    bundle = make_bundle(arena.top / "bundle", arena.root, ["/busybox", "true"], {stage: [entry]}, devices=[GPU],
-                         edit=without_dev if case.bare else None)  # fmt: skip
+    marker = arena.top / "reached"
+    reached = shell_hook(f"echo x >>{marker}")
+    bundle = make_bundle(arena.top / "bundle", arena.root, ["/busybox", "true"], {stage: [reached, entry]},
+                         devices=[GPU], edit=without_dev if case.bare else None)  # fmt: skip
     out: list[str] = []
     with Oracle(arena.canary) as oracle:
         for _ in range(times):
@@ -108,6 +110,8 @@ def container(arena: Arena, name: str, runtime: str, stage: str, *, naive: bool 
                     Runtime(runtime).run(bundle)
             else:
                 Runtime(runtime).run(bundle)
+            assert marker.exists(), "the runtime has not come to the hook"
+            marker.unlink()
             out = oracle.check()
             if "symlink dev {" in case.spec:  # these runtimes follow it themselves: what is ours has these names
                 out = [v for v in out if v.startswith(("canary: 'link'", "canary: 'thing'"))]

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,6 @@ from security import racing
 from security.arena import Arena, attempt, escapes, settled
 from security.test_races import rounds
 
-from nvoci.hook import migcaps, migmounts
-from nvoci.hook.operation import Transaction
 from nvoci.linux import procfs
 
 NAIVE = Path(__file__).with_name("naive_mig.py")
@@ -235,21 +231,7 @@ def race(arena: Arena, node: MigNode, kernel: namespaced.Kernel, count: int) -> 
         kernel.start()
         namespaced.sh(node.setup())
         procfs._handle = -1
-
-        @contextmanager
-        def once(_: int) -> Iterator[Callable[[], object]]:
-            container = namespaced.make_container(arena.root, "outside")
-            with migcaps.Host(str(node.root)) as host:
-                taken = host.capability(FILE.removeprefix("proc/").encode())
-            transaction = Transaction()
-            yield lambda: [transaction.perform("race", each) for each in migmounts.capability(container, taken)]
-            transaction.undo()
-            taken.file.close()
-            if taken.node is not None:
-                taken.node.tree.close()
-            container.rootfs.close()
-
-        return racing.race(arena.root, count, once)
+        return racing.race(arena.root, count, racing.capability(arena.root, node, FILE))
 
     with Flipper(arena.root / "dev", arena.root / "other") as flipper:
         answer: tuple[int, int, list[str]] = namespaced.isolated(body, limit=1500)

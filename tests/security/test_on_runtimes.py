@@ -13,7 +13,7 @@ import shutil
 import pytest
 from lib import elfmaker, hookproc, rootfs, runtimes, session
 from lib.oracle import Oracle
-from lib.runtimes import Runtime, make_bundle
+from lib.runtimes import Runtime, make_bundle, shell_hook
 from security import arena as arenas
 from security.arena import LIBDIR, NAIVE, Arena, escapes, settled
 from security.shapes import SHAPES, Shape
@@ -57,13 +57,16 @@ def start(shape: Shape, runtime: str, stage: str, *, naive: bool = False) -> lis
     arena = lay(shape)
     # Past what a flag could stop a naive hook with, the runtime's own limit does.
     entry = hookproc.hook_entry(shape.words, program=NAIVE if naive else None, timeout=3 if naive else 20)
+    marker = arena.top / "reached"
     argv = ["/bin/busybox", "echo", "started"]
-    bundle = make_bundle(session.new_dir("bundle"), arena.root, argv, {stage: [entry]})
+    bundle = make_bundle(session.new_dir("bundle"), arena.root, argv, {stage: [shell_hook(f"echo x >{marker}"), entry]})
     with Oracle(arena.canary, arena.root, shape.plan, max_wall=15) as oracle:
         result = Runtime(runtime).run(bundle, timeout=20)
         found = settled(arena, oracle.check(result, ok=shape.ok, lines=None))
     if (result.rc == 0) != (result.stdout == "started\n"):
         found.append(f"{result.rc}, but said {result.stdout!r}")
+    if not marker.exists():
+        found.append("the runtime has not come to the hook")
     if runtime == "runc" and result.rc:
         found += _told(result.stderr, shape.says)
     shutil.rmtree(arena.top)

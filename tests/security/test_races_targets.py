@@ -17,7 +17,6 @@ from security.test_inject import NAIVE
 from security.test_races import rounds
 from unit.inject.thing import Thing
 
-from nvoci.hook import migcaps, migmounts
 from nvoci.hook.operation import Transaction
 from nvoci.inject import mountopts, mounts, sources, targets
 from nvoci.linux import procfs
@@ -48,22 +47,7 @@ def mig(arena: Arena) -> tuple[racing.Attempt, str]:
     """A capability's node on a file that flips, and its access file."""
     node = mignode.make(session.new_dir("mig") / "node")
     rootfs.tree(arena.root, "symlink dev/nvidia-caps /srv")
-    name = mignode.access(mignode.GI).removeprefix("proc/").encode()
-
-    @contextmanager
-    def once(_: int) -> Iterator[Callable[[], object]]:
-        container = namespaced.make_container(arena.root, "outside")
-        with migcaps.Host(str(node.root)) as host:
-            taken = host.capability(name)
-        transaction = Transaction()
-        yield lambda: [transaction.perform("race", each) for each in migmounts.capability(container, taken)]
-        transaction.undo()
-        taken.file.close()
-        if taken.node is not None:
-            taken.node.tree.close()
-        container.rootfs.close()
-
-    return once, node.setup()
+    return racing.capability(arena.root, node, mignode.access(mignode.GI)), node.setup()
 
 
 MAKE = {"inject": (injected, "srv/thing"), "mount-mig-devices": (mig, f"srv/{NODE.rpartition('/')[2]}")}
