@@ -172,7 +172,10 @@ def test_where_a_v1_list_is_in_use_no_answer_means_no_programs() -> None:
         DevicePrograms(directory, b"/test", listed=True).allow(OURS)
 
     with devcgroups.cgroup("unified") as path:
+        devcgroups.attach(path, devprogs.runc(RULES))
+        before = devcgroups.ids(path)
         isolated(body, path)
+        assert devcgroups.ids(path) == before != []
 
 
 def test_without_the_capability_it_is_one_line() -> None:

@@ -33,21 +33,6 @@ def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    (tmp_path / "rootfs/d").mkdir(parents=True)
-    return tmp_path / "rootfs/d"
-
-
-@pytest.fixture
-def rootfs(path: Path) -> Iterator[Rootfs]:
-    fds = sorted(os.listdir("/proc/self/fd"))
-    opened = Rootfs.open(str(path.parent))
-    yield opened
-    opened.close()
-    assert len(os.listdir("/proc/self/fd")) == len(fds), "a descriptor was left open"
-
-
-@pytest.fixture
 def stage(rootfs: Rootfs) -> Iterator[Staging]:
     opened = Staging(rootfs.dir(b"d"))
     yield opened

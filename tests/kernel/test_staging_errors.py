@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import posix
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from errno import EAGAIN, EISDIR, EMFILE, ENOLCK, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nvoci.errors import HookError
-from nvoci.linux import procfs, staging
+from nvoci.linux import staging
 from nvoci.linux.rootfs import Rootfs
 from nvoci.linux.staging import NAME, NAMES, Staging, sweep
 from tests.kernel.namespaced import os_error
@@ -22,22 +22,6 @@ from tests.kernel.refusal import nth, refusing
 pytestmark = pytest.mark.kernel
 Patch = pytest.MonkeyPatch
 TMP = NAME.decode()
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    (tmp_path / "rootfs/d").mkdir(parents=True)
-    return tmp_path / "rootfs/d"
-
-
-@pytest.fixture
-def rootfs(path: Path) -> Iterator[Rootfs]:
-    procfs.handle()
-    before = len(os.listdir("/proc/self/fd"))
-    with_root = Rootfs.open(str(path.parent))
-    yield with_root
-    with_root.close()
-    assert len(os.listdir("/proc/self/fd")) == before, "a descriptor was left open"
 
 
 def test_a_name_that_comes_and_goes_is_given_up(path: Path, rootfs: Rootfs, monkeypatch: Patch) -> None:

@@ -222,5 +222,12 @@ def test_who_has_ended_is_known_in_time(monkeypatch: Patch, case: str) -> None:
 
 
 def test_a_signal_that_is_refused_is_no_error(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(posix, "kill", refusing(posix.kill, EPERM))
+    asked: list[tuple[int, int]] = []
+
+    def refused(pid: int, number: int) -> None:
+        asked.append((pid, number))
+        raise PermissionError(EPERM, "refused")
+
+    monkeypatch.setattr(posix, "kill", refused)
     worker._kill(os.getpid(), 0)
+    assert asked == [(os.getpid(), 0)]
