@@ -19,6 +19,7 @@ from lib import proc, session
 from lib.hookproc import FakeContainer, run_hook
 from security.arena import LDCACHE, Arena
 
+from nvoci.inject.targets import MountPoint
 from nvoci.linux.rootfs import Made, Rootfs
 
 USER = ["/usr/bin/setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"]
@@ -138,6 +139,23 @@ def test_it_is_not_taken_away_by_undo_either(tmp_path: Path) -> None:
     made.undo()
     root.close()
     assert (tmp_path / "new").is_dir()
+
+
+def test_a_file_put_in_the_place_of_a_new_mount_point_is_not_taken_away_by_undo(tmp_path: Path) -> None:
+    root, point, opened = Rootfs.open(str(tmp_path)), MountPoint(Made()), os.open
+
+    def exchanged(name: bytes, flags: int, mode: int, *, dir_fd: int) -> int:
+        fd = opened(name, flags, mode, dir_fd=dir_fd)
+        (tmp_path / "new").rename(tmp_path / "ours")
+        (tmp_path / "new").write_text("")
+        return fd
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nvoci.inject.targets.posix.open", exchanged)
+        point._create(root.dir(b"."), b"new", directory=False)
+    point.undo()
+    root.close()
+    assert sorted(os.listdir(tmp_path)) == ["new", "ours"]
 
 
 # struct posix_acl_xattr_header {le32 version 2}, entries of {le16 tag, le16 perm, le32 id}: USER_OBJ, GROUP_OBJ, OTHER.

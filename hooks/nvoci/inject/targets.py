@@ -143,19 +143,24 @@ class MountPoint:
 
     def _create(self, parent: Dir, name: bytes, directory: bool) -> None:
         parent.check()
+        made: Fd | None = None
         try:
             if directory:
                 posix.mkdir(name, _MODE, dir_fd=parent.fileno())
             else:
-                Fd(posix.open(name, _NEW, _MODE, dir_fd=parent.fileno())).close()
+                made = Fd(posix.open(name, _NEW, _MODE, dir_fd=parent.fileno()))
         except FileExistsError:
             return  # the next lookup sees what it is
         try:
-            st = posix.stat(name, dir_fd=parent.fileno(), follow_symlinks=False)
+            # The file's by its descriptor: the name may be another's by now, which undo must not remove.
+            st = made.stat() if made else posix.stat(name, dir_fd=parent.fileno(), follow_symlinks=False)
         except OSError:
             remove = posix.rmdir if directory else posix.unlink
             remove(name, dir_fd=parent.fileno())  # nobody could tell later that it was made here
             raise
+        finally:
+            if made is not None:
+                made.close()
         self._parent, self._name, self._is_directory = parent, name, directory
         self._identity = (st.st_dev, st.st_ino)
 
